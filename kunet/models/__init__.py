@@ -1,0 +1,29 @@
+"""The models, one file a paper. ``MODELS`` maps the name in a recipe to its class.
+
+The contract of every model here: ``model(noisy, noise_level) -> restored``, maps (B, C, H, W) in
+[0, 1] units of any size of at least 1 x 1, restored the size of noisy and not clamped; ``noise_level`` is
+sigma / 255, a number or one value an image (B,), and models that do not use it ignore it.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from kunet.models.compact import CompactKUnet
+from kunet.models.kunet import KUnet
+from kunet.models.unet import UNet
+
+MODELS = {"unet": UNet, "kunet": KUnet, "kunet_compact": CompactKUnet}
+
+
+def make(name: str, args: dict[str, Any]) -> nn.Module:
+    """A model by name, from arguments as a recipe or a weights file holds them (lists stand for tuples).
+
+    Raises: ValueError for an unknown name or arguments that its class does not take.
+    """
+    if name not in MODELS:
+        raise ValueError(f"no model {name!r}; there are {', '.join(MODELS)}")
+    try:
+        return MODELS[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in args.items()})
+    except TypeError as error:
+        raise ValueError(f"model_args {args} do not fit {name} ({error})") from None

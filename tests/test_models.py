@@ -1,0 +1,245 @@
+"""The contract of every model, and what each paper's must be."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kunet.models import MODELS, CompactKUnet, KUnet, UNet
+from kunet.models.kunet import REFERENCE_PREFIXES, from_reference
+from kunet.runs import load_weights, save_weights
+
+SMALL = {
+    "unet": {"widths": (4, 6, 8)},
+    "kunet": {"widths": (4, 6, 8, 8, 16), "hidden": 24, "heads": 2, "projections": (20, 16)},
+    "kunet_compact": {"widths": (4, 8, 8), "depths": (1, 1, 1), "token_depth": 1, "heads": 2, "window": 4},
+}
+NAMES = sorted(MODELS)
+
+
+def small(name, **changes):
+    torch.manual_seed(0)
+    return MODELS[name](**SMALL[name], **changes)
+
+
+def test_every_model_has_a_small_version_here():
+    assert set(SMALL) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("height,width", [(1, 1), (1, 37), (16, 16), (33, 47), (64, 128), (150, 131)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_any_size(name, height, width, batch):
+    model = small(name).eval()
+    x = torch.rand(batch, 3, height, width)
+    with torch.no_grad():
+        y = model(x, torch.full((batch,), 0.2))
+        assert y.shape == x.shape and bool(y.isfinite().all())
+        assert torch.allclose(y[:1], model(x[:1], 0.2), atol=1e-5), "an image depends on its neighbours in the batch"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_gets_a_gradient(name):
+    model = small(name)
+    model(torch.rand(2, 3, 64, 64), 0.2).square().mean().backward()
+    for key, p in model.named_parameters():
+        assert p.grad is not None and bool(p.grad.any()), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predicts_a_residual_without_a_clamp(name):
+    model = small(name).eval()
+    torch.nn.init.zeros_((getattr(model, "last", None) or model.tail).weight)
+    torch.nn.init.zeros_((getattr(model, "last", None) or model.tail).bias)
+    x = torch.randn(1, 3, 64, 64)  # far outside [0, 1]
+    assert torch.equal(model(x, 0.2), x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_save_and_load_bit_equal(name, tmp_path):
+    model = small(name).eval()
+    save_weights(tmp_path / "w.safetensors", model, name, SMALL[name], {"card": 1})
+    loaded, card = load_weights(tmp_path / "w.safetensors")
+    x = torch.rand(1, 3, 40, 40)
+    with torch.no_grad():
+        assert torch.equal(loaded(x, 0.1), model(x, 0.1))
+    assert card == {"card": 1}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_autocast(name):
+    model = small(name).eval()
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        low = model(x, 0.2)
+    with torch.no_grad():
+        change = (model(x, 0.2) - x).norm()
+        assert float((low.float() - model(x, 0.2)).norm() / change) < 0.1
+
+
+WIDE = {"widths": (8, 16, 24, 32, 48), "hidden": 64, "heads": 4, "projections": (64, 48)}
+
+
+def influence(make, size=256):
+    """Which output pixels can change when the token branch's output does: (size, size), over a few random networks.
+
+    A few, because a ReLU that happens to be shut hides a pixel from one network.
+    """
+    reached = torch.zeros(size, size, dtype=torch.bool)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model, x = make().eval(), torch.rand(1, 3, size, size)
+        part = model.projections if isinstance(model, KUnet) else model.tokens
+        results = []
+        for push in (0.0, 1.0):
+            noise = torch.Generator().manual_seed(seed)
+            handle = part.register_forward_hook(
+                lambda m, i, output, push=push, noise=noise: output + push * torch.randn(output.shape, generator=noise)
+            )
+            with torch.no_grad():
+                results.append(model.network(x) if isinstance(model, KUnet) else model(x, 0.2))
+            handle.remove()
+        reached |= (results[1] - results[0]).abs().amax((0, 1)) > 0
+    return reached
+
+
+def test_compat_reaches_the_centre_only():
+    reached = influence(lambda: KUnet("compat", **WIDE))
+    wanted = torch.zeros(256, 256, dtype=torch.bool)
+    wanted[34:222, 34:222] = True  # rows and columns 34 to 221: 53.9% of the pixels
+    assert torch.equal(reached, wanted)
+
+
+@pytest.mark.parametrize("make", [lambda: KUnet(**WIDE), lambda: MODELS["kunet_compact"](**SMALL["kunet_compact"])])
+def test_every_pixel_inside_the_footprint(make):
+    assert bool(influence(make).all())
+
+
+def test_published_counts():
+    """The published network's parameters, module by module (its file, github.com/dbasina/KUnet_Dn50_Competition)."""
+    with torch.device("meta"):
+        model = KUnet("compat")
+    count = lambda module: sum(p.numel() for p in module.parameters())
+    assert [count(d) for d in model.down] == [5_342, 27_264, 103_680, 403_968]
+    assert count(model.bottleneck) == 1_594_368
+    assert count(model.tokenizer) == 4_197_376
+    assert count(model.attention) == 12_596_224
+    assert [count(k) for k in model.projections] == [20_971_520, 62_914_560, 31_457_280]
+    assert [count(u) + count(d) for u, d in zip(model.up, model.decoder)] == [2_902_528, 730_368, 184_960, 47_424]
+    assert count(model.last) == 195
+    assert count(model) == 138_137_057
+    assert len(list(model.parameters())) == 143
+    assert sum(b.numel() for b in model.buffers()) == 73_728
+
+
+def reference_state(seed=0):
+    """Random numbers under the published names, in the published layout, narrower: widths 4, 6, 8, 8, 16."""
+    generator = torch.Generator().manual_seed(seed)
+    ours = KUnet("compat", **SMALL["kunet"]).state_dict()
+    published = {}
+    for key, value in ours.items():
+        prefix = next(p for p, o in REFERENCE_PREFIXES.items() if key.startswith(o + "."))
+        leaf = key[len(REFERENCE_PREFIXES[prefix]) + 1 :]
+        if ".conv" in prefix:
+            index, part, *rest = leaf.split(".")
+            leaf = ".".join(
+                [index, {"0": "depthwise", "1": "pointwise"}[part], *rest] if rest else [index, "layer_norm", part]
+            )
+        leaf = leaf.replace("knots", "grid")
+        random = torch.randn(value.shape, generator=generator) * (0.3 if value.ndim > 1 else 1)
+        published[f"{prefix}.{leaf}"] = value if "grid" in leaf else random
+    return published
+
+
+def reference_forward(s, x):
+    """The published network written out from its description, functional, on the published names."""
+
+    def double(prefix, x):
+        for i in (0, 3):
+            w = f"{prefix}.{i}"
+            x = F.conv2d(x, s[f"{w}.depthwise.weight"], s[f"{w}.depthwise.bias"], padding=1, groups=x.shape[1])
+            x = F.conv2d(x, s[f"{w}.pointwise.weight"], s[f"{w}.pointwise.bias"])
+            n = f"{prefix}.{i + 1}.layer_norm"
+            x = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), s[f"{n}.weight"], s[f"{n}.bias"]).permute(0, 3, 1, 2)
+            x = x.relu()
+        return x
+
+    def norm(name, x):
+        return F.layer_norm(x, (x.shape[-1],), s[f"{name}.weight"], s[f"{name}.bias"])
+
+    def kan(name, x):
+        grid, k = s[f"{name}.grid"], 3
+        b = ((x[..., None] >= grid[:, :-1]) & (x[..., None] < grid[:, 1:])).float()
+        for j in range(1, k + 1):
+            rise = (x[..., None] - grid[:, : -j - 1]) / (grid[:, j:-1] - grid[:, : -j - 1])
+            fall = (grid[:, j + 1 :] - x[..., None]) / (grid[:, j + 1 :] - grid[:, 1:-j])
+            b = rise * b[..., :-1] + fall * b[..., 1:]
+        weight = s[f"{name}.spline_weight"] * s[f"{name}.spline_scaler"][..., None]
+        return torch.einsum("bnij,oij->bno", b, weight) + F.silu(x) @ s[f"{name}.base_weight"].T
+
+    x, skips = (x - 0.5) / 0.5, []
+    for i in range(1, 5):
+        skips.append(double(f"down{i}.conv.conv", x))
+        x = F.max_pool2d(skips[-1], 2)
+    x = double("bottleneck.conv", x)
+    tokens = F.conv2d(x, s["tokenizer.proj.weight"], s["tokenizer.proj.bias"], stride=2)
+    size = tokens.shape[-2:]
+    t = norm("tokenizer.norm", tokens.flatten(2).transpose(1, 2))
+    attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+    attention.load_state_dict(
+        {k.removeprefix("self_attention.attention."): v for k, v in s.items() if "self_attention.attention." in k}
+    )
+    t = norm("self_attention.norm1", t + attention(t, t, t)[0])
+    hidden = F.linear(t, s["self_attention.ff.0.weight"], s["self_attention.ff.0.bias"]).relu()
+    t = norm(
+        "self_attention.norm2", t + F.linear(hidden, s["self_attention.ff.2.weight"], s["self_attention.ff.2.bias"])
+    )
+    for i in (1, 2):
+        t = kan(f"token_projection{i}", t)
+    x = t.transpose(1, 2).reshape(len(x), -1, *size)
+    for i, skip in zip(range(1, 5), skips[::-1]):
+        x = F.conv_transpose2d(x, s[f"up{i}.up.up_scale.weight"], s[f"up{i}.up.up_scale.bias"], stride=2)
+        dy, dx = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
+        x = F.pad(x, [dx // 2, dx - dx // 2, dy // 2, dy - dy // 2])
+        x = double(f"up{i}.conv.conv", torch.cat([skip, x], 1))
+    return (F.conv2d(x, s["last_conv.weight"], s["last_conv.bias"]) * 0.5 + 0.5).clamp(0, 1)
+
+
+@pytest.mark.parametrize("height,width", [(256, 256), (250, 250), (33, 47)])
+def test_compat_computes_what_was_published(height, width):
+    state = reference_state()
+    model = KUnet("compat", **SMALL["kunet"]).eval()
+    model.load_state_dict(from_reference(state), strict=True)
+    x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert float((model(x) - reference_forward(state, x)).abs().max()) < 1e-5
+
+
+def test_compact_uses_the_noise_level():
+    model = small("kunet_compact").eval()
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        one, other = model(x, 0.1), model(x, 0.3)
+        both = model(x, torch.tensor([0.1, 0.3]))
+    assert not torch.allclose(one, other)
+    assert torch.allclose(both[0], one[0], atol=1e-6) and torch.allclose(both[1], other[1], atol=1e-6)
+
+
+def test_unet_skips_matter():
+    with_skips, without = UNet(3, (4, 8)), UNet(3, (4, 8), skips=False)
+    assert with_skips.decoder[0][0][1].in_channels == 8 and without.decoder[0][0][1].in_channels == 4
+
+
+@pytest.mark.parametrize(
+    "call,words",
+    [
+        (lambda: KUnet("broken"), '"compat" or "fixed"'),
+        (lambda: KUnet(projections=(2048, 512)), "end at 512"),
+        (lambda: KUnet("compat", **SMALL["kunet"])(torch.rand(1, 3, 20, 64)), "20 x 64 image.*32 x 32 at least"),
+        (lambda: CompactKUnet(widths=(8, 8), depths=(1,)), "2 widths and 1 depths"),
+        (lambda: UNet(widths=()), "widths is empty"),
+        (lambda: from_reference({"other.weight": torch.zeros(1)}), "'other.weight'"),
+    ],
+)
+def test_messages(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
