@@ -1,0 +1,186 @@
+"""Image files to tensors in [0, 1] and back: the one door for pixels, rounding and noise units.
+
+Notebook: notebooks/03_images.ipynb.
+"""
+
+import math
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+LEVELS = 255
+"""Levels of an 8-bit channel: sigma is given in them and divided by them in ``unit`` alone."""
+
+SUFFIXES = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+MAX_PIXELS = 200_000_000
+"""Larger files are refused: a small file can claim to be a huge image (a decompression bomb)."""
+
+
+METADATA = ("exif", "icc_profile", "dpi")
+"""What a saved image carries over from its ``info``."""
+
+
+class ImageError(ValueError):
+    """A file that cannot be read as, or written from, an image: the message names it and says what to do."""
+
+
+def unit(levels):
+    """A noise level in 8-bit levels (sigma = 50, say) in the units of tensors in [0, 1]."""
+    return levels / LEVELS
+
+
+def check_sigma(sigma: object) -> float:
+    """sigma itself, if it is a finite number from 0 to 255 8-bit levels; else ValueError."""
+    if not (isinstance(sigma, int | float) and math.isfinite(sigma) and 0 <= sigma <= LEVELS):
+        raise ValueError(f"sigma is {sigma}; it must be a number from 0 to {LEVELS}, in 8-bit levels")
+    return float(sigma)
+
+
+def to_tensor(image: Image.Image | np.ndarray) -> Float[Tensor, "C H W"]:
+    """8- or 16-bit pixels, (H, W) or (H, W, C), to float32 (C, H, W) in [0, 1]."""
+    pixels = np.array(image)
+    full = 65535 if pixels.dtype in (np.uint16, np.int32) else LEVELS
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    return torch.from_numpy(pixels.astype(np.float32) / full).permute(2, 0, 1).contiguous()
+
+
+def to_uint8(x: Float[Tensor, "C H W"]) -> np.ndarray:
+    """(C, H, W) in [0, 1], clipped and rounded to the nearest level: (H, W, C) uint8, or (H, W) when C = 1."""
+    pixels = (x.clamp(0, 1) * LEVELS).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """A decoded Pillow image, turned upright by its EXIF orientation, all of it read.
+
+    Raises: ImageError when the path is no readable image, is truncated, or is larger than MAX_PIXELS.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ImageError(f"{path}: no such file; give the path of an image")
+    if path.is_dir():
+        raise ImageError(f"{path}: is a folder; give the path of an image")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path}: the file is empty (0 bytes); give an image, such as a PNG or JPEG")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound follows
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ImageError(
+                        f"{path}: claims {image.width} x {image.height} pixels; at most {MAX_PIXELS / 1e6:.0f} million"
+                        " are read, cut or scale it first"
+                    )
+                if image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile):
+                    raise ImageError(
+                        f"{path}: has 16 bits a channel in {image.mode}, of which Pillow would keep 8; convert it to"
+                        " 8 bits, or to 16-bit gray"
+                    )
+                if getattr(image, "n_frames", 1) > 1:
+                    raise ImageError(
+                        f"{path}: holds {image.n_frames} pictures; save the one you want as a file of its own"
+                    )
+                image.load()
+                return ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: {error}; at most {MAX_PIXELS / 1e6:.0f} million pixels are read") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image that Pillow can read; give a PNG, JPEG, WebP, BMP or TIFF") from None
+    except PermissionError:
+        raise ImageError(f"{path}: no permission to read it; change its permissions") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{path}: the image is damaged ({error}); get a whole copy of it") from None
+
+
+def load_rgb(path: str | Path) -> Float[Tensor, "3 H W"]:
+    """A file as RGB in [0, 1], upright; alpha is dropped, gray repeated. Raises: ImageError."""
+    return to_tensor(to_rgb(open_image(path)))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as 8-bit RGB; 16-bit gray is scaled (Pillow's own conversion would clip it)."""
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
+        image = Image.fromarray((np.array(image).astype(np.float64) / 257).round().clip(0, LEVELS).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def check_writable(path: Path) -> None:
+    """Raises: ImageError when no file can be made at path, or in the nearest folder above it that exists."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot write there ({error.strerror or error}); choose another -o") from None
+
+
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Write a file, with the image's metadata, whole or not at all: a temporary file, renamed when complete.
+
+    Raises: ImageError for an unknown suffix, a missing folder, or one that cannot be written to.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ImageError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise ImageError(f"{path}: its folder {path.parent} does not exist; make it first")
+    options = {"quality": 95, "subsampling": 0} if SUFFIXES[path.suffix.lower()] == "JPEG" else {}
+    options |= {key: image.info[key] for key in METADATA if key in image.info}
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        with os.fdopen(handle, "wb") as file:
+            image.save(file, SUFFIXES[path.suffix.lower()], **options)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private; a saved picture is not
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot write there ({error.strerror or error}); choose another -o") from None
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def add_noise(
+    clean: Float[Tensor, "*batch C H W"], sigma: float, generator: torch.Generator | None = None, mode: str = "float"
+) -> Float[Tensor, "*batch C H W"]:
+    """clean + N(0, (sigma/255)^2), white.
+
+    Args:
+        sigma: in 8-bit levels.
+        mode: "float" leaves the sum as it is (the literature's protocol, values outside [0, 1]
+            included); "u8" clips it to [0, 1] and rounds it to 8 bits, as a file holds it.
+    """
+    noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
+    noisy = clean + unit(sigma) * noise.to(clean.device)
+    return as_file(noisy) if check_mode(mode) == "u8" else noisy
+
+
+def as_file(x: Float[Tensor, "*batch C H W"]) -> Float[Tensor, "*batch C H W"]:
+    """What is left of x after a trip through an 8-bit file: clipped to [0, 1], rounded to 1/255."""
+    return (x.clamp(0, 1) * LEVELS).round() / LEVELS
+
+
+def check_mode(mode: str) -> str:
+    """mode itself, if it is a noise mode; else ValueError."""
+    if mode not in ("float", "u8"):
+        raise ValueError(f'noise mode is {mode!r}; it must be "float" or "u8"')
+    return mode

@@ -1,0 +1,61 @@
+"""Losses to train with and scores to report.
+
+Notebook: notebooks/03_images.ipynb.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def mse(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
+    """Mean squared error of each image over all its values."""
+    return (restored - clean).square().flatten(1).mean(1)
+
+
+def log_mse(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
+    """Mean over images of ln(MSE): minimising it maximises the mean PSNR, 1 dB being ln(10)/10 = 0.23.
+
+    Each image counts the same in dB, so strong noise does not drown weak noise.
+    """
+    return (mse(restored, clean) + 1e-8).log().mean()
+
+
+def psnr(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
+    """Peak signal-to-noise ratio of each image in dB, peak 1: -10 log10(MSE); inf where they are equal."""
+    _check(restored, clean)
+    return -10 * torch.log10(mse(restored, clean))
+
+
+def ssim(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
+    """Structural similarity of each image: Gaussian window of sigma 1.5, mean over channels, peak 1.
+
+    Computed by scikit-image with gaussian_weights and population covariance.
+    Source: Z. Wang et al., "Image quality assessment", IEEE TIP 13(4), 2004.
+    Raises: ValueError for images smaller than the window (11 x 11).
+    """
+    from skimage.metrics import structural_similarity  # takes a second to import: only those who score pay
+
+    _check(restored, clean)
+    if min(clean.shape[-2:]) < 11:
+        raise ValueError(f"ssim: images of {tuple(clean.shape[-2:])} pixels; at least 11 x 11, the window's size")
+    scores = [
+        structural_similarity(
+            a.numpy(),
+            b.numpy(),
+            channel_axis=0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=1,
+        )
+        for a, b in zip(restored.double().cpu(), clean.double().cpu())
+    ]
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+def _check(restored: Tensor, clean: Tensor) -> None:
+    if restored.shape != clean.shape or restored.ndim != 4:
+        raise ValueError(
+            f"metrics: restored {tuple(restored.shape)} and clean {tuple(clean.shape)} must both be (B, C, H, W)"
+        )

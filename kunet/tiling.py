@@ -1,0 +1,63 @@
+"""Images of any size through any callable: overlapping tiles, blended where they meet."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def tiled(
+    restore: Callable[[Tensor], Tensor],
+    x: Float[Tensor, "B C H W"],
+    tile: int,
+    overlap: int,
+    progress: Callable[[], None] = lambda: None,
+) -> Float[Tensor, "B C H W"]:
+    """restore(x), computed on tiles of at most ``tile`` x ``tile`` pixels, so memory does not grow with the image.
+
+    Neighbours share ``overlap`` pixels, across which one fades linearly into the other; the weights add up to one
+    everywhere, so a restore that looks at no neighbours is reproduced exactly. Every tile's corner
+    lies on a multiple of tile - overlap.
+
+    Args:
+        restore: maps (B, C, h, w) to the same shape.
+        progress: called after every tile; ``tile_count`` tells how often.
+    Raises: ValueError unless 0 <= 2 overlap <= tile.
+    """
+    height, width = x.shape[-2:]
+    out = torch.zeros_like(x)
+    for top, bottom in spans(height, tile, overlap):
+        for left, right in spans(width, tile, overlap):
+            piece = restore(x[..., top:bottom, left:right])
+            rows = _ramp(top, bottom, height, overlap).to(x)
+            columns = _ramp(left, right, width, overlap).to(x)
+            out[..., top:bottom, left:right] += piece * rows[:, None] * columns
+            progress()
+    return out
+
+
+def spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """[start, end) of the tiles along one side: overlapping by ``overlap``, the last one cut short at the end."""
+    if not 0 <= 2 * overlap <= tile or tile < 1:
+        raise ValueError(f"tiles of {tile} pixels with an overlap of {overlap}; the overlap must be 0 to half a tile")
+    starts = range(0, max(length - overlap, 1), tile - overlap)
+    return [(start, min(start + tile, length)) for start in starts]
+
+
+def tile_count(height: int, width: int, tile: int, overlap: int) -> int:
+    """How many tiles ``tiled`` makes of an image."""
+    return len(spans(height, tile, overlap)) * len(spans(width, tile, overlap))
+
+
+def _ramp(start: int, end: int, length: int, overlap: int) -> Float[Tensor, " pixels"]:
+    """One tile's weight along one side: 1 inside, falling linearly across each edge that has a neighbour."""
+    weight = torch.ones(end - start, dtype=torch.float64)
+    if not overlap:
+        return weight
+    rise = (torch.arange(overlap, dtype=torch.float64) + 0.5) / overlap
+    if start > 0:
+        weight[:overlap] *= rise
+    if end < length:
+        weight[-overlap:] *= 1 - rise
+    return weight

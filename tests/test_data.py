@@ -1,0 +1,83 @@
+"""Bundled photos, folders, crops."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from kunet import data
+
+
+def test_bundled_photos():
+    photos = data.bundled()
+    assert set(photos) == {p.name for p in data.BUNDLED} and len(photos) == 6
+    for pixels in photos.values():
+        assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and min(pixels.shape[:2]) >= 256
+    train, held = data.bundled("train"), data.bundled("heldout")
+    assert train and held and not set(train) & set(held)
+    for a in train.values():
+        assert not any(a.shape == b.shape and (a == b).all() for b in held.values())
+    with pytest.raises(ValueError, match="heldout"):
+        data.bundled("test")
+
+
+def test_the_page_lists_them():
+    page = (ROOT / "book" / "data.md").read_text()
+    for photo in data.BUNDLED:
+        split = {"train": "training", "heldout": "held out"}[photo.split]
+        package = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[photo.package.split(".")[0]]
+        assert f"| {photo.name} | {package} | {split} | {photo.licence} | {photo.source} |" in page
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "inner").mkdir()
+    for i in range(6):
+        where = tmp_path / "inner" if i % 2 else tmp_path
+        Image.fromarray(np.full((40, 50, 3), 10 * i, dtype=np.uint8)).save(where / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden.png").write_text("no image either")
+    return tmp_path
+
+
+def test_folders(folder):
+    assert [p.name for p in data.list_images(folder)] == ["0.png", "2.png", "4.png", "1.png", "3.png", "5.png"]
+    train, held = data.load_photos([str(folder)], held_out=2)
+    assert len(train) == 4 and len(held) == 2
+    levels = lambda photos: {int(p[0, 0, 0]) for p in photos}
+    assert levels(train) | levels(held) == {0, 10, 20, 30, 40, 50} and not levels(train) & levels(held)
+    assert len(data.load_photos([str(folder), "bundled"])[0]) == 9
+    with pytest.raises(ValueError, match="no such folder"):
+        data.load_photos([str(folder / "none")])
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no image"):
+        data.load_photos([str(folder / "empty")])
+    with pytest.raises(ValueError, match="6 of 6 photos held out"):
+        data.load_photos([str(folder)], held_out=6)
+
+
+def test_crops_are_a_function_of_seed_and_index():
+    photos = list(data.bundled("train").values())
+    one, other = data.Crops(photos, 32, 100, seed=3), data.Crops(photos, 32, 50, seed=3)
+    assert torch.equal(one[17], other[17]) and not torch.equal(one[17], one[18])
+    assert not torch.equal(one[17], data.Crops(photos, 32, 100, seed=4)[17])
+    assert one[0].shape == (3, 32, 32) and 0 <= float(one[0].min()) and float(one[0].max()) <= 1
+    with pytest.raises(IndexError):
+        other[50]
+
+
+def test_crops_come_from_the_photo_in_all_eight_ways():
+    photo = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+    crops = data.Crops([photo], 4, 200)
+    seen = {tuple((c[0] * 255).round().int().flatten().tolist()) for c in crops}
+    first = photo[..., 0].astype(int)
+    wanted = {tuple(np.rot90(m, k).flatten().tolist()) for m in (first, first[:, ::-1]) for k in range(4)}
+    assert seen == wanted
+
+
+def test_small_photos_are_reflected():
+    crop = data.Crops([np.zeros((5, 60, 3), np.uint8)], 16, 1)[0]
+    assert crop.shape == (3, 16, 16)
+    with pytest.raises(ValueError, match="no photos"):
+        data.Crops([], 16, 1)
