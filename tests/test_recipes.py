@@ -1,0 +1,91 @@
+"""Recipes: released ones are whole, wrong ones are refused in one helpful line."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from kunet import recipes
+from kunet.train import build, learning_rate, schedule
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_released_recipes_build(name):
+    recipe = recipes.load(name)
+    assert recipe.name == name
+    with torch.device("meta"):
+        model, _ = build(recipe)
+    assert sum(p.numel() for p in model.parameters()) > 0
+    assert len(list(schedule(recipe))) == recipe.steps
+
+
+def test_released_recipes_are_these():
+    assert recipes.names() == ["kunet_tiny", "quick"]
+
+
+@pytest.mark.parametrize(
+    "changes,words",
+    [
+        ({"step": 5}, "no field 'step' \\(did you mean 'steps'\\?\\)"),
+        ({"steps": "many"}, "steps: .*integer.*'many'"),
+        ({"steps": 0}, "steps: .*greater than or equal to 1.*got 0"),
+        ({"lr": -1}, "lr: .*greater than 0"),
+        ({"precision": "fp8"}, "precision: .*'fp32' or 'bf16'"),
+        ({"phases": []}, "phases: "),
+        ({"phases": [{"share": 0.5, "patch": 64, "batch": 8}]}, "add up to 0.5"),
+        ({"phases": [{"share": 1, "patch": 64, "bath": 8}]}, "phases.0.bat"),
+    ],
+)
+def test_wrong_fields(changes, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        recipes.load("quick", changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_recipes(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'quick'"):
+        recipes.load("quik")
+    path = tmp_path / "mine.yaml"
+    path.write_text("- a list\n")
+    with pytest.raises(ValueError, match="holds a list"):
+        recipes.load(str(path))
+    path.write_text("name: [unclosed\n")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        recipes.load(str(path))
+    path.write_text("name: mine\n")
+    with pytest.raises(ValueError, match="steps: field required"):
+        recipes.load(str(path))
+
+
+def test_a_number_that_yaml_reads_as_text():
+    assert recipes.load("quick", {"lr": "1e-5"}).lr == 1e-5  # YAML 1.1 takes 1e-5 for a string
+
+
+@pytest.mark.parametrize(
+    "model,words", [({"model": "unett"}, "no model 'unett'"), ({"model_args": {"width": 3}}, "do not fit")]
+)
+def test_wrong_models(model, words):
+    with pytest.raises(ValueError, match=words):
+        build(recipes.load("quick", model))
+
+
+def test_schedule_and_learning_rate():
+    recipe = recipes.load(
+        "quick",
+        {
+            "steps": 100,
+            "warmup": 10,
+            "decay": 0.5,
+            "lr": 1.0,
+            "phases": [{"share": 0.7, "patch": 16, "batch": 4}, {"share": 0.3, "patch": 32, "batch": 2}],
+        },
+    )
+    steps = list(schedule(recipe))
+    assert [s for s, _, _ in steps] == list(range(100))
+    assert [p.patch for _, p, _ in steps] == [16] * 70 + [32] * 30
+    assert [first for _, _, first in steps][:3] == [0, 4, 8] and steps[71][2] == 70 * 4 + 2
+    rates = [learning_rate(recipe, s) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9:51] == [1.0] * 42
+    assert all(a > b for a, b in pairwise(rates[50:])) and 0 < rates[-1] < 0.02
+    longer = recipes.load("quick", {"steps": 200, "warmup": 10, "decay": 0.5, "lr": 1.0})
+    assert [learning_rate(longer, s) for s in range(50)] == rates[:50], "the plateau depends on the length"
