@@ -1,0 +1,5 @@
+"""``python -m kunet`` is the command line."""
+
+from kunet.cli import main
+
+main()

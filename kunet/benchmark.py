@@ -1,0 +1,74 @@
+"""Time and memory of a denoiser on this machine, and the facts that any measurement must carry."""
+
+import platform
+import resource
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from kunet.denoise import Denoiser
+
+
+def machine() -> str:
+    """The processor's name, the threads torch uses, and torch's version, in words."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        name = next(
+            (line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), name
+        )
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
+
+
+def provenance(command: str | None = None) -> dict[str, str]:
+    """Command, commit, machine and date: what every results file starts with."""
+    where = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=where, capture_output=True, text=True
+        ).stdout.strip()
+    except OSError:
+        commit = ""
+    return {
+        "command": command or " ".join(["python", *(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv))]),
+        "commit": commit or "unknown",
+        "machine": machine(),
+        "date": date.today().isoformat(),
+    }
+
+
+def peak_memory() -> float:
+    """The largest resident size of this process so far, in bytes (0 where the system does not say)."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def benchmark(denoiser: Denoiser, sizes: list[tuple[int, int]], repeats: int = 3) -> list[dict]:
+    """Seconds (each repeat, after one warm-up) and growth of peak memory for each (width, height), smallest first."""
+    rows = []
+    for width, height in sorted(sizes, key=lambda size: size[0] * size[1]):
+        noisy = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
+        before = peak_memory()
+        seconds = []
+        for repeat in range(repeats + 1):
+            start = time.perf_counter()
+            denoiser(noisy, 50)
+            if repeat:
+                seconds.append(round(time.perf_counter() - start, 4))
+        tile = denoiser.tile(width * height)
+        rows.append(
+            {
+                "width": width,
+                "height": height,
+                "tile": tile,
+                "seconds": seconds,
+                "peak_mb": round(peak_memory() / 1e6),
+                "added_mb": round((peak_memory() - before) / 1e6),
+            }
+        )
+    return rows

@@ -1,0 +1,140 @@
+"""Photos in, photos out: every mode, every size, nothing lost."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from kunet.data import bundled
+from kunet.denoise import GRID, Denoiser, denoise_paths, plan
+from kunet.evaluate import noisy_version
+from kunet.images import to_tensor
+from kunet.metrics import psnr
+
+
+class Halve(nn.Module):
+    """A model one can predict: half of everything."""
+
+    def forward(self, x, level):
+        return x / 2
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return Denoiser.load()
+
+
+@pytest.fixture
+def halve():
+    return Denoiser(Halve())
+
+
+def test_it_denoises(shipped):
+    clean = to_tensor(bundled("heldout")["coffee"])[:, :200, :300]
+    for sigma in (15, 25, 50):
+        noisy = noisy_version(clean, sigma, seed=0)
+        restored = shipped(noisy, sigma)
+        assert float(psnr(restored[None], clean[None]) - psnr(noisy[None], clean[None])) > {15: 4, 25: 6, 50: 9}[sigma]
+        assert 0 <= float(restored.min()) and float(restored.max()) <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (31, 33), (65, 128)])
+def test_any_size(shipped, size):
+    assert shipped(torch.rand(3, *size), 50).shape == (3, *size)
+
+
+def test_tiles_do_not_show(shipped):
+    """Tiled against whole: below a level of 8 bits on average, no seam to see."""
+    clean = to_tensor(bundled("heldout")["china"])
+    noisy = noisy_version(clean, 50, seed=0)
+    small = Denoiser(shipped.model, memory=6e7)
+    assert small.tile(clean.shape[1] * clean.shape[2]) == 3 * GRID
+    calls = []
+    tiled, whole = small(noisy, 50, lambda: calls.append(1)), shipped(noisy, 50)
+    assert len(calls) == small.steps(*clean.shape[1:]) > 1
+    assert float((tiled - whole).abs().mean()) < 0.5 / 255
+    gap = abs(float(psnr(tiled[None], clean[None]) - psnr(whole[None], clean[None])))
+    assert gap < 0.05
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P", "1", "I;16"])
+def test_modes(halve, mode):
+    rng = np.random.default_rng(0)
+    image = {
+        "I;16": lambda: Image.fromarray(rng.integers(0, 65536, (9, 7), dtype=np.uint16)),
+        "RGBA": lambda: Image.fromarray(rng.integers(0, 256, (9, 7, 4), dtype=np.uint8)),
+        "LA": lambda: Image.fromarray(rng.integers(0, 256, (9, 7, 2), dtype=np.uint8)),
+    }.get(mode, lambda: Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).convert(mode))()
+    assert image.mode == mode
+    result = halve.photo(image, 50)
+    assert result.size == image.size
+    assert result.mode == {"P": "RGB", "1": "L"}.get(mode, mode)
+    if mode in ("RGB", "L", "I;16"):
+        assert np.abs(np.asarray(result).astype(float) * 2 - np.asarray(image)).max() <= 1
+    if mode.endswith("A"):
+        assert np.array_equal(np.asarray(result)[..., -1], np.asarray(image)[..., -1])
+
+
+def test_other_modes_are_refused(halve):
+    with pytest.raises(ValueError, match="mode CMYK; convert it"):
+        halve.photo(Image.new("CMYK", (4, 4)), 50)
+
+
+def test_sixteen_bit_colour_is_refused_not_flattened(tmp_path, halve):
+    import struct
+    import zlib
+
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    rows = b"".join(b"\0" + bytes(range(24)) for _ in range(4))
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
+    (tmp_path / "deep.png").write_bytes(data + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    failures = denoise_paths([tmp_path / "deep.png"], None, 50, halve, progress=False)
+    assert len(failures) == 1 and "16 bits a channel" in failures[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["deep.png"]
+
+
+def test_metadata_and_orientation(tmp_path, halve):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera"
+    Image.new("RGB", (6, 4), "red").save(tmp_path / "a.jpg", exif=exif, dpi=(300, 300))
+    assert denoise_paths([tmp_path / "a.jpg"], tmp_path / "b.png", 50, halve, progress=False) == []
+    with Image.open(tmp_path / "b.png") as result:
+        assert result.size == (4, 6)  # upright
+        assert result.getexif().get(0x0112, 1) == 1 and result.getexif()[0x010F] == "a camera"
+        assert round(result.info["dpi"][0]) == 300
+
+
+def test_a_folder(tmp_path, halve):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/b.jpg"):
+        Image.new("RGB", (5, 5), "white").save(tmp_path / "in" / name)
+    (tmp_path / "in" / "broken.png").write_text("text")
+    failures = denoise_paths([tmp_path / "in"], None, 50, halve, progress=False)
+    assert len(failures) == 1 and "broken.png" in failures[0]
+    out = tmp_path / "in_denoised"
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == ["a.png", "sub/b.png"]
+
+
+def test_nothing_is_lost(tmp_path):
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    Image.new("RGB", (5, 5)).save(a)
+    assert plan([a], None, False) == [(a, tmp_path / "a_denoised.png")]
+    Image.new("RGB", (5, 5)).save(b)
+    for inputs, output, words in (
+        ([a], b, "exists already"),
+        ([a], a, "is the photo itself"),
+        ([a, b], tmp_path / "c.png", "one file for several"),
+        ([a], tmp_path / "c.txt", "cannot write .txt"),
+        ([tmp_path / "a.png", tmp_path / "." / "a.png"], tmp_path / "out", "two images would be written"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            plan(inputs, output, False)
+    assert plan([a], b, True) == [(a, b)]
+
+
+def test_messages(halve):
+    with pytest.raises(ValueError, match="2 channels"):
+        halve(torch.zeros(2, 4, 4), 50)
+    with pytest.raises(ValueError, match="sigma is nan"):
+        halve(torch.zeros(3, 4, 4), float("nan"))
