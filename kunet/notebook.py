@@ -1,0 +1,163 @@
+"""One strict runner for notebooks: parameters are checked by name and type before a kernel starts.
+
+papermill alone only warns of an unknown parameter and passes the string "true" for a boolean. A
+notebook's cell tagged ``parameters`` declares them, one a line, ``name: type = default  # what it is``;
+its metadata may hold ``kunet.quick``, the values for a run of under a minute. Tests, batch
+jobs and the book all run notebooks through here.
+"""
+
+import ast
+import asyncio
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nbformat
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from kunet.recipes import explain, nearest
+
+TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "tuple": tuple, "Literal": Literal}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A declared parameter of a notebook."""
+
+    name: str
+    annotation: str
+    default: Any
+    help: str
+
+    def check(self, value: Any) -> Any:
+        """value as the declared type, or ValueError saying what came and what is allowed."""
+        kind = eval(self.annotation, {"__builtins__": {}}, TYPES)  # names in TYPES only
+        if kind is bool and not isinstance(value, bool):
+            value = {"true": True, "false": False}.get(str(value).lower(), value)
+            if not isinstance(value, bool):
+                raise ValueError(f"parameter {self.name!r} is {value!r}; it must be true or false ({self.help})")
+        try:
+            return TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(
+                f"parameter {self.name!r} is {value!r}, not {self.annotation}: {explain(error)} ({self.help})"
+            ) from None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.annotation} = {self.default!r}  # {self.help}"
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    """The notebook. Raises: ValueError when it is missing or is none."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such notebook") from None
+    except (OSError, UnicodeDecodeError, nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+        raise ValueError(f"{path}: not a readable notebook ({' '.join(str(error).split())[:120]})") from None
+
+
+def parameters(path: Path) -> list[Parameter]:
+    """The declared parameters. Raises: ValueError when a line is not ``name: type = default  # what it is``."""
+    cells = [c for c in read(path).cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) > 1:
+        raise ValueError(f"{path}: has {len(cells)} cells tagged parameters; one is allowed")
+    lines = [line for cell in cells for line in cell.source.splitlines() if line.strip() and not line.startswith("#")]
+    return [_parse(path, line) for line in lines if line != "from typing import Literal"]
+
+
+def _parse(path: Path, line: str) -> Parameter:
+    code, _, comment = line.partition("  # ")
+    try:
+        (node,) = ast.parse(code).body
+        assert isinstance(node, ast.AnnAssign) and comment.strip()
+        annotation = ast.unparse(node.annotation)
+        found = set(re.findall(r"[A-Za-z_]\w*", re.sub(r"'[^']*'|\"[^\"]*\"", "", annotation)))
+        assert found <= set(TYPES)
+        parameter = Parameter(ast.unparse(node.target), annotation, ast.literal_eval(node.value), comment.strip())
+    except (SyntaxError, ValueError, AssertionError):
+        raise ValueError(
+            f"{path}: parameter line {line!r} must read 'name: type = default  # what it is', of {', '.join(TYPES)}"
+        ) from None
+    parameter.check(parameter.default)
+    return parameter
+
+
+def resolve(path: Path, given: dict[str, Any], quick: bool = False) -> dict[str, Any]:
+    """The values to inject: quick ones if asked, then the given ones, all checked."""
+    declared = {p.name: p for p in parameters(path)}
+    values = dict(read(path).metadata.get("kunet", {}).get("quick", {})) if quick else {}
+    values |= given
+    for name in values:
+        if name not in declared:
+            raise ValueError(
+                f"{path}: no parameter {name!r}{nearest(name, list(declared))}; it has {', '.join(declared) or 'none'}"
+            )
+    return {name: declared[name].check(value) for name, value in values.items()}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Parameters from a YAML file."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not a readable YAML file ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}; it must be a mapping of parameters")
+    return content
+
+
+def run(
+    path: Path, output: Path, given: dict[str, Any] | None = None, quick: bool = False, progress: bool = True
+) -> None:
+    """Execute a notebook into ``output``, which keeps its outputs (and its error) even when it fails.
+
+    Raises: ValueError before any work for wrong parameters; ValueError naming the cell when one fails;
+    KeyboardInterrupt on SIGTERM or SIGUSR1, with the kernel ended and the output saved.
+    """
+    values = resolve(path, given or {}, quick)
+    import papermill  # takes a second: only those who run notebooks pay
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _stoppable():
+            papermill.execute_notebook(
+                str(path),
+                str(output),
+                values,
+                kernel_name="python3",
+                language="python",
+                progress_bar=progress,
+                cwd=str(path.parent),
+                log_output=False,
+            )
+    except papermill.PapermillExecutionError as error:
+        raise ValueError(
+            f"{path}: cell {error.exec_count} failed with {error.ename}: {error.evalue}; the output is in {output}"
+        ) from None
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 stop the run as Ctrl-C does (main thread only: elsewhere signals cannot be caught)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
