@@ -163,7 +163,11 @@ def _denoise(args) -> None:
 
     check_sigma(args.sigma)
     plan(args.inputs, args.output, args.force)  # a wrong request costs no loading of weights
-    failures = denoise_paths(args.inputs, args.output, args.sigma, _denoiser(args), args.force, not args.quiet)
+    denoiser = _denoiser(args)
+    low, high = denoiser.trained_sigma
+    if not low <= args.sigma <= high:
+        print(f"kunet denoise: note: {args.weights} was trained for sigma {low:g} to {high:g}", file=sys.stderr)
+    failures = denoise_paths(args.inputs, args.output, args.sigma, denoiser, args.force, not args.quiet)
     if failures:
         fail(
             "; ".join(failures) if len(failures) == 1 else f"{len(failures)} images failed: " + " | ".join(failures),

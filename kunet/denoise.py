@@ -43,17 +43,20 @@ class Denoiser:
         model: maps (noisy, noise level) to restored, (B, C, H, W) in [0, 1] units.
         memory: working memory to stay below, in bytes; larger images are tiled.
         device: of torch.
+        trained_sigma: lowest and highest level that the weights have seen, in 8-bit levels.
     """
 
     model: nn.Module
     memory: float = 2e9
     device: str = "cpu"
+    trained_sigma: tuple[float, float] = (0, 255)
 
     @classmethod
     def load(cls, weights: str = DEFAULT, memory: float = 2e9, device: str = "cpu") -> "Denoiser":
         """From released weights by name, or a .safetensors file by path. Raises: ValueError."""
-        model, _ = load_weights(find(weights))
-        return cls(model.to(device, memory_format=torch.channels_last), memory, device)
+        model, card = load_weights(find(weights))
+        trained = card.get("recipe", {}).get("task_args", {}).get("sigma", (0, 255))
+        return cls(model.to(device, memory_format=torch.channels_last), memory, device, tuple(trained))
 
     def tile(self, pixels: int) -> int | None:
         """Side of the tiles for an image of that many pixels, or None when it fits the memory whole."""
@@ -69,6 +72,11 @@ class Denoiser:
         """The restored image in [0, 1]; noisy is RGB or gray (C = 3 or 1), sigma in 8-bit levels."""
         level = unit(check_sigma(sigma))
         channels, height, width = noisy.shape
+        gray = channels == 1 or (channels == 3 and torch.equal(noisy[0], noisy[1]) and torch.equal(noisy[0], noisy[2]))
+        if gray:
+            # Three equal channels carry sqrt(3) times the noise along gray that three independent ones do, and
+            # the network learned from those: told the plain sigma it takes the rest for texture and keeps it.
+            level *= 3**0.5
         if channels not in (1, 3):
             raise ValueError(f"denoise: an image of {channels} channels; give 1 (gray) or 3 (RGB)")
         x = noisy.expand(3, -1, -1)[None].to(self.device)
@@ -96,7 +104,10 @@ class Denoiser:
         if image.mode in ("P", "1"):
             image = image.convert("RGBA" if "transparency" in image.info else "RGB" if image.mode == "P" else "L")
         if image.mode in ("I", "I;16", "I;16B", "I;16L"):
-            restored = self(to_tensor(np.array(image).astype(np.uint16)), sigma, progress)
+            pixels = np.array(image)
+            if pixels.min() < 0 or pixels.max() > 65535:
+                raise ValueError(f"gray values from {pixels.min()} to {pixels.max()}; 16-bit gray has 0 to 65535")
+            restored = self(to_tensor(pixels.astype(np.uint16)), sigma, progress)
             result = Image.fromarray((restored[0] * 65535).round().numpy().astype(np.uint16))
         elif image.mode in ("RGB", "L", "RGBA", "LA"):
             colour = image.convert("RGB" if "RGB" in image.mode else "L")

@@ -88,7 +88,7 @@ def train(
     if state := run.load():
         begin = _restore(state, model, average, optimizer, recipe, run)
     run.write_recipe(dataclasses.asdict(recipe))
-    network = torch.compile(model) if recipe.compile else model
+    network = torch.compile(model, dynamic=False) if recipe.compile else model  # one graph a phase
     probe = _probe(held, task)
     bar = tqdm(total=recipe.steps, initial=begin, desc=recipe.name, unit="step", disable=not progress)
     losses, score, since = [], float("nan"), time.perf_counter()

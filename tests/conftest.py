@@ -1,6 +1,5 @@
 """Fixtures shared by the tests: the command line, photos, the built book, a browser."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -73,7 +72,6 @@ def book():
     """The folder of the published book, built by its own command (quick when nothing has changed)."""
     result = subprocess.run(
         [sys.executable, "book/build.py"], cwd=ROOT, capture_output=True, text=True, timeout=1500,
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return ROOT / "book" / "_build" / "html"

@@ -41,6 +41,11 @@ def test_denoise(kunet, photo):
     assert rough(after) < rough(before) / 3
 
 
+def test_a_level_it_was_not_trained_for_is_said(kunet, photo):
+    result = kunet("denoise", photo, "--sigma", "120", "--quiet")
+    assert result.returncode == 0 and "trained for sigma 3 to 60" in result.stderr
+
+
 def test_denoise_tiled(kunet, photo, tmp_path):
     big = Image.open(photo).resize((900, 700))
     big.save(tmp_path / "big.png")

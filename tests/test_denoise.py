@@ -39,6 +39,17 @@ def test_it_denoises(shipped):
         assert 0 <= float(restored.min()) and float(restored.max()) <= 1
 
 
+def test_it_denoises_gray(shipped):
+    """A gray photo, as one channel or as three equal ones, is no harder than the colour network makes it."""
+    clean = to_tensor(bundled("heldout")["chelsea"])[:, :200, :300].mean(0, keepdim=True)
+    for sigma in (25, 50):
+        noisy = noisy_version(clean, sigma, seed=0)
+        restored = shipped(noisy, sigma)
+        assert restored.shape == clean.shape
+        assert float(psnr(restored[None], clean[None]) - psnr(noisy[None], clean[None])) > {25: 8, 50: 11}[sigma]
+        assert torch.allclose(shipped(noisy.expand(3, -1, -1), sigma).mean(0, keepdim=True), restored, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (31, 33), (65, 128)])
 def test_any_size(shipped, size):
     assert shipped(torch.rand(3, *size), 50).shape == (3, *size)
