@@ -45,5 +45,5 @@ bench: $(READY)
 	@$(BIN)/python benchmarks/denoise.py cbsd68=$(CBSD68) kodak24=$(KODAK24)
 
 clean:
-	rm -rf .venv book/_build .pytest_cache .ruff_cache .hypothesis *.egg-info runs
+	rm -rf .venv book/_build .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

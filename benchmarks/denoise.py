@@ -12,10 +12,12 @@ which is all it uses; ours on the threads that torch takes.
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,14 @@ import torch
 from tqdm import tqdm
 
 from kunet.benchmark import provenance
+from kunet.data import list_images
 from kunet.denoise import Denoiser
 from kunet.evaluate import clean_images, noisy_version, score, summary
 from kunet.images import as_file, check_sigma, unit
 from kunet.metrics import psnr
+from kunet.weights import find
+
+RESULTS = Path("book/results/denoise.json")
 
 
 def cbm3d(noisy: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -40,7 +46,10 @@ def cbm3d(noisy: torch.Tensor, sigma: float) -> torch.Tensor:
 def compare(source: str, denoiser: Denoiser, sigma: float, limit: int | None) -> dict:
     """Scores of both on every image of a folder."""
     ours, theirs, again, file_psnr = [], [], [], []
-    for i, (name, clean) in enumerate(tqdm(list(clean_images(source))[:limit], desc=source.split("/")[-1])):
+    images = islice(clean_images(source), limit)
+    for i, (name, clean) in enumerate(
+        tqdm(images, desc=source.split("/")[-1], total=limit or len(list_images(source)))
+    ):
         noisy = noisy_version(clean, sigma, seed=i)
         if not i:
             denoiser(noisy, sigma)  # warm-up
@@ -70,14 +79,18 @@ def main() -> None:
     parser.add_argument("--weights", default="kunet_tiny")
     parser.add_argument("--sigma", type=float, default=50)
     parser.add_argument("--limit", type=int, help="only the first N images of each set")
-    parser.add_argument("--out", type=Path, default=Path("book/results/denoise.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     check_sigma(args.sigma)
+    if args.limit and args.out == RESULTS:
+        parser.error("--limit measures a part of each set: give another --out, so that no page quotes it")
     denoiser = Denoiser.load(args.weights)
-    names = [text.partition("=")[0] for text in args.sets]
-    command = " ".join(["python benchmarks/denoise.py", *(f"{n}=FOLDER" for n in names)])
-    results = provenance(command) | {
+    sets = [f"{text.partition('=')[0]}=FOLDER" for text in args.sets]
+    options = [f"--sigma {args.sigma:g}", *([f"--limit {args.limit}"] if args.limit else [])]
+    results = provenance(" ".join(["python benchmarks/denoise.py", *sets, *options])) | {
         "sigma": args.sigma,
+        "weights": find(args.weights).name,
+        "weights_sha256": hashlib.sha256(find(args.weights).read_bytes()).hexdigest(),
         "parameters": sum(p.numel() for p in denoiser.model.parameters()),
     }
     for text in args.sets:

@@ -6,6 +6,7 @@ The card joins what the run says of itself (recipe, steps, photos, validation cu
 benchmark measured; folders are named by their last part only.
 """
 
+import hashlib
 import json
 import shutil
 import sys
@@ -17,9 +18,12 @@ import kunet.weights
 def main() -> None:
     run, results = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
     card = json.loads((run / "weights.json").read_text())
+    if hashlib.sha256((run / "weights.safetensors").read_bytes()).hexdigest() != results["weights_sha256"]:
+        sys.exit(f"{sys.argv[2]} measured other weights than those in {run}: run the benchmark on them first")
     card["recipe"]["data"] = [Path(source).name for source in card["recipe"]["data"]]
     card["data"] = "238 photographs downscaled by 2 or more, and BSDS500 without the 68 images of CBSD68; no test image"
-    card["sigma_trained"] = card["recipe"]["task_args"]["sigma"]
+    steps, phases = card["recipe"]["steps"], card["recipe"]["phases"]
+    card["megapixels"] = round(sum(steps * p["share"] * p["batch"] * p["patch"] ** 2 for p in phases) / 1e6)
     card["measured"] = {
         key: {"psnr": value["ours"]["psnr"], "psnr_u8": value["ours"]["psnr_u8"], "ssim": value["ours"]["ssim"]}
         for key, value in results.items()

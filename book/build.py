@@ -107,7 +107,7 @@ def pair(folder: Path) -> dict[str, str]:
 
 
 def facts() -> dict[str, str]:
-    """Every measured number as text, by dotted path into book/results/*.json, for {{ name }} in pages."""
+    """Every measured number as text, by its path in the results or a weights card, for {{ name }} in pages."""
     found = {}
 
     def walk(prefix: str, value) -> None:
@@ -117,7 +117,7 @@ def facts() -> dict[str, str]:
         elif not isinstance(value, list):
             found[prefix] = str(value)
 
-    for path in sorted((ROOT / "book" / "results").glob("*.json")):
+    for path in [*sorted((ROOT / "book" / "results").glob("*.json")), *(ROOT / "kunet" / "weights").glob("*.json")]:
         walk(path.stem, json.loads(path.read_text()))
     return found
 

@@ -43,7 +43,11 @@ def provenance(command: str | None = None) -> dict[str, str]:
 
 
 def peak_memory() -> float:
-    """The largest resident size of this process so far, in bytes (0 where the system does not say)."""
+    """The largest resident size of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss starts at the peak of the process that started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 

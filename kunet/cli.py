@@ -36,6 +36,14 @@ def main(argv: list[str] | None = None) -> None:
         args.run(args)
     except (ValueError, FloatingPointError) as error:
         fail(str(error), f"kunet {args.command}")
+    except yaml.YAMLError as error:
+        fail(f"not a YAML value ({error})", f"kunet {args.command}")
+    except ModuleNotFoundError as error:
+        fail(f"the package {error.name} is not installed; pip install 'kunet[book]'", f"kunet {args.command}")
+    except MemoryError:
+        fail("not enough memory; give a smaller --memory, or a smaller batch", f"kunet {args.command}")
+    except OSError as error:
+        fail(f"{error.filename or 'system'}: {error.strerror or error}", f"kunet {args.command}")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
@@ -219,6 +227,7 @@ def _evaluate(args) -> None:
     from kunet.benchmark import provenance
     from kunet.evaluate import evaluate, summary
 
+    _check_json(args.json)
     denoiser, results = _denoiser(args), {}
     for source in args.sources:
         results[source] = summary(evaluate(denoiser, source, args.sigma, args.noise, args.seed, not args.quiet))
@@ -243,6 +252,7 @@ def _benchmark(args) -> None:
         if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
             raise ValueError(f"--sizes: {text!r} is no size; give WIDTHxHEIGHT, such as 2040x1356")
         sizes.append((int(width), int(height)))
+    _check_json(args.json)
     if args.repeats < 1:
         raise ValueError(f"--repeats is {args.repeats}; it must be 1 or more")
     rows = benchmark(_denoiser(args), sizes, args.repeats)
@@ -271,11 +281,18 @@ def _notebook(args) -> None:
     print(output)
 
 
+def _check_json(path: Path | None) -> None:
+    """Before the work whose result it is to hold."""
+    from kunet.images import check_writable
+
+    if path is not None:
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: its folder {path.parent} does not exist; make it first")
+        check_writable(path)
+
+
 def _write_json(path: Path | None, content: dict) -> None:
-    if path is None:
-        return
     from kunet.runs import write_whole
 
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: its folder {path.parent} does not exist; make it first")
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
+    if path is not None:
+        write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))

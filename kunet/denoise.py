@@ -1,5 +1,6 @@
 """Denoise photos: files and folders of any size, on any machine, with their alpha, depth and metadata kept."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from kunet.images import (
     METADATA,
     SUFFIXES,
     ImageError,
+    check_holds,
     check_sigma,
     check_writable,
     open_image,
@@ -25,6 +27,7 @@ from kunet.images import (
     unit,
 )
 from kunet.runs import load_weights
+from kunet.tasks import Denoise
 from kunet.tiling import tile_count, tiled
 from kunet.weights import DEFAULT, find
 
@@ -41,7 +44,8 @@ class Denoiser:
 
     Args:
         model: maps (noisy, noise level) to restored, (B, C, H, W) in [0, 1] units.
-        memory: working memory to stay below, in bytes; larger images are tiled.
+        memory: working memory of the network to stay below, in bytes (the photo itself, about 40 bytes a pixel,
+            comes on top); larger images are tiled.
         device: of torch.
         trained_sigma: lowest and highest level that the weights have seen, in 8-bit levels.
     """
@@ -55,7 +59,7 @@ class Denoiser:
     def load(cls, weights: str = DEFAULT, memory: float = 2e9, device: str = "cpu") -> "Denoiser":
         """From released weights by name, or a .safetensors file by path. Raises: ValueError."""
         model, card = load_weights(find(weights))
-        trained = card.get("recipe", {}).get("task_args", {}).get("sigma", (0, 255))
+        trained = card.get("recipe", {}).get("task_args", {}).get("sigma", Denoise.sigma)
         return cls(model.to(device, memory_format=torch.channels_last), memory, device, tuple(trained))
 
     def tile(self, pixels: int) -> int | None:
@@ -144,6 +148,7 @@ def denoise_paths(
     for source, target in jobs:
         try:
             image = open_image(source)
+            check_holds(target, image.mode)
             total = denoiser.steps(image.height, image.width)
             with tqdm(total=total, desc=source.name, unit="tile", disable=not progress, leave=len(jobs) < 20) as bar:
                 result = denoiser.photo(image, sigma, lambda bar=bar: bar.update() and None)
@@ -153,6 +158,10 @@ def denoise_paths(
             failures.append(str(error))
         except ValueError as error:
             failures.append(f"{source}: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+                raise
+            failures.append(f"{source}: not enough memory; give a smaller --memory")
         except OSError as error:
             failures.append(f"{target}: cannot write there ({error.strerror}); choose another -o")
     return failures
@@ -163,20 +172,23 @@ def plan(inputs: list[Path], output: Path | None, force: bool) -> list[tuple[Pat
     many = len(inputs) > 1 or inputs[0].is_dir()
     if many and output is not None and output.suffix.lower() in SUFFIXES:
         raise ValueError(f"{output}: is one file for several images; give a folder as -o")
+    folder = output is not None and (many or output.is_dir() or not output.suffix)
     jobs = []
     for given in inputs:
         if given.is_dir():
-            base = output or given.with_name(given.name + "_denoised")
+            base = output or given.resolve().with_name(given.resolve().name + "_denoised")
             jobs += [(source, base / source.relative_to(given).with_suffix(".png")) for source in list_images(given)]
         elif output is None:
             jobs.append((given, given.with_name(f"{given.stem}_denoised.png")))
-        elif many or output.is_dir():
+        elif folder:
             jobs.append((given, output / f"{given.stem}_denoised.png"))
         else:
             jobs.append((given, output))
-    targets = [target for _, target in jobs]
+    times = Counter(target for _, target in jobs)
+    for parent in {target.parent for target in times}:
+        check_writable(parent / "photo.png")
     for source, target in jobs:
-        if targets.count(target) > 1:
+        if times[target] > 1:
             raise ValueError(f"{target}: two images would be written there ({source} is one); denoise them one by one")
         if target.exists() and target.resolve() == source.resolve():
             raise ValueError(f"{target}: is the photo itself; give another -o")
@@ -186,5 +198,4 @@ def plan(inputs: list[Path], output: Path | None, force: bool) -> list[tuple[Pat
             raise ValueError(
                 f"{target}: cannot write {target.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}"
             )
-        check_writable(target)
     return jobs

@@ -76,9 +76,10 @@ def evaluate(
     """Scores of denoiser(noisy, sigma) on every image of a source (a folder or "bundled")."""
     check_sigma(sigma)
     check_mode(mode)
-    images = list(clean_images(source))
+    total = len(bundled("heldout")) if source == "bundled" else len(list_images(source))
     scores = []
-    for i, (name, clean) in enumerate(tqdm(images, desc=Path(source).name, unit="image", disable=not progress)):
+    bar = tqdm(clean_images(source), total=total, desc=Path(source).name, unit="image", disable=not progress)
+    for i, (name, clean) in enumerate(bar):
         noisy = noisy_version(clean, sigma, seed + i, mode)
         scores.append(score(name, clean, lambda noisy=noisy: denoiser(noisy, sigma)))
     return scores

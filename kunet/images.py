@@ -27,7 +27,7 @@ SUFFIXES = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
-MAX_PIXELS = 200_000_000
+MAX_PIXELS = 178_000_000  # a little below the bound at which Pillow itself refuses
 """Larger files are refused: a small file can claim to be a huge image (a decompression bomb)."""
 
 
@@ -92,7 +92,7 @@ def open_image(path: str | Path) -> Image.Image:
                         f"{path}: has 16 bits a channel in {image.mode}, of which Pillow would keep 8; convert it to"
                         " 8 bits, or to 16-bit gray"
                     )
-                if getattr(image, "n_frames", 1) > 1:
+                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a camera's JPEG with a preview
                     raise ImageError(
                         f"{path}: holds {image.n_frames} pictures; save the one you want as a file of its own"
                     )
@@ -128,7 +128,16 @@ def check_writable(path: Path) -> None:
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ImageError(f"{path}: cannot write there ({error.strerror or error}); choose another -o") from None
+        raise ImageError(f"{path}: cannot write there ({error.strerror or error}); choose another place") from None
+
+
+def check_holds(path: Path, mode: str) -> None:
+    """Raises: ImageError when the file format of path cannot hold a Pillow image of that mode as it is."""
+    suffix = path.suffix.lower()
+    if mode.startswith("I") and SUFFIXES[suffix] not in ("PNG", "TIFF"):
+        raise ImageError(f"{path}: {suffix} cannot hold 16-bit gray; write .png or .tif")
+    if mode.endswith("A") and SUFFIXES[suffix] in ("JPEG", "BMP"):
+        raise ImageError(f"{path}: {suffix} cannot hold an alpha channel; write .png, .webp or .tif")
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:
@@ -139,6 +148,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ImageError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
+    check_holds(path, image.mode)
     if not path.parent.is_dir():
         raise ImageError(f"{path}: its folder {path.parent} does not exist; make it first")
     options = {"quality": 95, "subsampling": 0} if SUFFIXES[path.suffix.lower()] == "JPEG" else {}

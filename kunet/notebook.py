@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import nbformat
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AllowInfNan, TypeAdapter, ValidationError
 
 from kunet.recipes import explain, nearest
 
@@ -38,12 +38,14 @@ class Parameter:
     def check(self, value: Any) -> Any:
         """value as the declared type, or ValueError saying what came and what is allowed."""
         kind = eval(self.annotation, {"__builtins__": {}}, TYPES)  # names in TYPES only
-        if kind is bool and not isinstance(value, bool):
+        if kind is bool:
             value = {"true": True, "false": False}.get(str(value).lower(), value)
             if not isinstance(value, bool):
                 raise ValueError(f"parameter {self.name!r} is {value!r}; it must be true or false ({self.help})")
+        elif isinstance(value, bool):
+            raise ValueError(f"parameter {self.name!r} is {value!r}, not {self.annotation} ({self.help})")
         try:
-            return TypeAdapter(kind).validate_python(value)
+            return TypeAdapter(Annotated[kind, AllowInfNan(False)] if kind is float else kind).validate_python(value)
         except ValidationError as error:
             raise ValueError(
                 f"parameter {self.name!r} is {value!r}, not {self.annotation}: {explain(error)} ({self.help})"
@@ -122,6 +124,8 @@ def run(
     KeyboardInterrupt on SIGTERM or SIGUSR1, with the kernel ended and the output saved.
     """
     values = resolve(path, given or {}, quick)
+    if output.resolve() == path.resolve():
+        raise ValueError(f"{output}: is the notebook itself; give another -o")
     import papermill  # takes a second: only those who run notebooks pay
 
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from kunet.models import make
 
 
 class Run:
-    """The folder of one training run. Raises: ValueError when it cannot be made or belongs to another recipe."""
+    """The folder of one training run. Raises: ValueError when it cannot be made."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -42,14 +42,27 @@ class Run:
     def write_recipe(self, recipe: dict[str, Any]) -> None:
         write_whole(self.folder / "recipe.json", lambda path: path.write_text(json.dumps(recipe, indent=1) + "\n"))
 
+    def check_recipe(self, recipe: dict[str, Any], may_change: tuple[str, ...]) -> None:
+        """Raises: ValueError naming the first field in which the run was started with another value."""
+        path = self.folder / "recipe.json"
+        before, now = json.loads(path.read_text()) if path.exists() else {}, json.loads(json.dumps(recipe))
+        for key, value in before.items():
+            if key not in may_change and now.get(key) != value:
+                raise ValueError(
+                    f"{self.folder}: was started with {key} {value!r}, not {now.get(key)!r}; choose another --out, or"
+                    " go on with what it was started with"
+                )
+
     def log(self, **values) -> None:
         """Append one line to log.jsonl, stamped with the wall-clock time in seconds."""
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps({"time": round(time.time(), 2), **values}) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
+        """Every whole line of the log; a line torn by a crash or a full disk is left out."""
         path = self.folder / "log.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def save(self, state: dict[str, Any]) -> None:
         write_whole(self.checkpoint, lambda path: torch.save(state, path))

@@ -42,9 +42,9 @@ class Denoise:
     u8_share: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.sigma[0] <= self.sigma[1] <= LEVELS or not 0 <= self.focus <= LEVELS:
+        if len(self.sigma) != 2 or not 0 <= self.sigma[0] <= self.sigma[1] <= LEVELS or not 0 <= self.focus <= LEVELS:
             raise ValueError(
-                f"denoise: sigma {self.sigma}, focus {self.focus}; levels lie in 0..{LEVELS}, lowest first"
+                f"denoise: sigma {self.sigma}, focus {self.focus}; two levels in 0..{LEVELS}, lowest first"
             )
         if not (0 <= self.focus_share <= 1 and 0 <= self.u8_share <= 1):
             raise ValueError(f"denoise: focus_share {self.focus_share}, u8_share {self.u8_share}; shares lie in 0..1")

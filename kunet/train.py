@@ -7,6 +7,8 @@ Notebook: notebooks/05_kunet.ipynb.
 
 import dataclasses
 import math
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,9 @@ from kunet.data import Crops, load_photos
 from kunet.images import to_tensor
 from kunet.recipes import Phase, Recipe
 from kunet.runs import Run, save_weights
+
+MAY_CHANGE = ("steps", "log_every", "save_every", "threads", "compile")
+"""Fields that a continued run may be given anew: the rest would make it another run."""
 
 
 def build(recipe: Recipe) -> tuple[nn.Module, Any]:
@@ -76,8 +81,16 @@ def train(
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     model, task = build(recipe)
-    run = Run(folder)
+    if (
+        recipe.compile
+        and device == "cpu"
+        and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
+    ):
+        raise ValueError(
+            f"recipe {recipe.name!r}: compile needs a C++ compiler, and there is none; give --compile false"
+        )
     photos, held = load_photos(recipe.data, recipe.held_out, progress)
+    run = Run(folder)
     layout = torch.channels_last
     model = model.to(device, memory_format=layout).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
@@ -86,6 +99,7 @@ def train(
     )
     begin = 0
     if state := run.load():
+        run.check_recipe(dataclasses.asdict(recipe), may_change=MAY_CHANGE)
         begin = _restore(state, model, average, optimizer, recipe, run)
     run.write_recipe(dataclasses.asdict(recipe))
     network = torch.compile(model, dynamic=False) if recipe.compile else model  # one graph a phase

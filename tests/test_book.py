@@ -185,4 +185,4 @@ def test_facts_are_read_from_the_results():
     assert facts["denoise_cbsd68_ours_psnr"] == str(results["cbsd68"]["ours"]["psnr"])
     for page in (ROOT / "book").glob("*.md"):
         for name in re.findall(r"\{\{ (\w+) \}\}", page.read_text()):
-            assert name in facts or name.startswith("pair_"), f"{page.name} quotes {name}, which nothing measured"
+            assert name in facts or name.startswith("pair_"), f"{page.name}: nothing measured {name}"

@@ -82,7 +82,7 @@ def test_one_list_of_dependencies():
     environment = (ROOT / "environment.yml").read_text()
     assert ".[book]" in environment
     named = [line for line in environment.splitlines() if line.strip().startswith("- ")]
-    assert len(named) == 5, named  # a channel, python, pip, pip:, the package itself
+    assert len(named) == 6, named  # a channel, python, pip, pip:, the pins, the package itself
 
 
 def test_rooms_are_small():

@@ -78,7 +78,7 @@ def bomb(path):
         (lambda p, png: p.write_bytes(b""), "0 bytes"),
         (lambda p, png: p.write_text("hello, I am not an image\n" * 50), "not an image that Pillow can read"),
         (lambda p, png: p.write_bytes(png.read_bytes()[:600]), "damaged"),
-        (lambda p, png: bomb(p), "at most 200 million"),
+        (lambda p, png: bomb(p), "at most 178 million"),
     ],
     ids=["missing", "folder", "empty", "text", "truncated", "bomb"],
 )
@@ -97,7 +97,7 @@ def test_writes_whole_or_not_at_all(tmp_path, png):
     with pytest.raises(images.ImageError, match=r"cannot write \.xyz"):
         images.save_image(image, tmp_path / "a.xyz")
     rgba = image.convert("RGBA")
-    with pytest.raises(images.ImageError, match="cannot write"):
+    with pytest.raises(images.ImageError, match="cannot hold an alpha"):
         images.save_image(rgba, tmp_path / "a.jpg")  # JPEG has no alpha
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png"]
     images.save_image(image, tmp_path / "b.png")

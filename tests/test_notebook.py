@@ -56,6 +56,8 @@ def test_values(tmp_path, given, wanted):
         ({"quick": 1}, "must be true or false"),
         ({"mode": "c"}, "'a' or 'b'"),
         ({"sizes": 3}, "not list"),
+        ({"steps": True}, "is True, not int"),
+        ({"rate": float("nan")}, "finite"),
     ],
 )
 def test_wrong_values_start_nothing(tmp_path, given, words):

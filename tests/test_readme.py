@@ -52,9 +52,10 @@ def test_files_exist():
 
 def test_the_numbers_are_the_measured_ones():
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    from readme import with_table
+    from readme import table, with_table
 
     results = json.loads((ROOT / "book" / "results" / "denoise.json").read_text())
+    assert table(results) in README
     assert with_table(README, results) == README
 
 

@@ -28,6 +28,8 @@ def test_released_recipes_are_these():
     [
         ({"step": 5}, "no field 'step' \\(did you mean 'steps'\\?\\)"),
         ({"steps": "many"}, "steps: .*integer.*'many'"),
+        ({"steps": True}, "only compile is true or false"),
+        ({"lr": float("nan")}, "lr: .*finite"),
         ({"steps": 0}, "steps: .*greater than or equal to 1.*got 0"),
         ({"lr": -1}, "lr: .*greater than 0"),
         ({"precision": "fp8"}, "precision: .*'fp32' or 'bf16'"),

@@ -83,8 +83,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
 
 def test_another_model_in_the_folder(tmp_path):
     train(few(), tmp_path / "run", progress=False, stop_after=2)
-    with pytest.raises(ValueError, match="holds another model"):
+    with pytest.raises(ValueError, match="was started with model 'kunet_compact', not 'unet'"):
         train(few(model="unet", model_args={"widths": [4]}), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="was started with seed 0, not 5"):
+        train(few(seed=5), tmp_path / "run", progress=False)
     with pytest.raises(ValueError, match="is at step 2 of 1"):
         train(few(steps=1), tmp_path / "run", progress=False)
 

@@ -25,5 +25,5 @@ def make(name: str, args: dict[str, Any]) -> nn.Module:
         raise ValueError(f"no model {name!r}; there are {', '.join(MODELS)}")
     try:
         return MODELS[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in args.items()})
-    except TypeError as error:
+    except (TypeError, IndexError, RuntimeError, ZeroDivisionError) as error:
         raise ValueError(f"model_args {args} do not fit {name} ({error})") from None

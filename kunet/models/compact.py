@@ -71,6 +71,11 @@ class CompactKUnet(nn.Module):
         super().__init__()
         if len(widths) != len(depths) or not widths:
             raise ValueError(f"CompactKUnet: {len(widths)} widths and {len(depths)} depths; give one of each a level")
+        if min(stem, window, *widths) < 1 or min(depths) < 0:
+            raise ValueError(
+                f"CompactKUnet: stem {stem}, window {window}, widths {widths}, depths {depths}; all must be 1 or more"
+                " (a depth may be 0)"
+            )
         self.stem, self.multiple = stem, stem * 2 ** len(widths)
 
         def stage(level: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-_strict = ConfigDict(extra="forbid", validate_default=True)
+_strict = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 @dataclass(config=_strict, frozen=True)
@@ -97,6 +97,8 @@ def build(where: str, content: dict[str, Any]) -> Recipe:
     for key in content:
         if key not in allowed:
             raise ValueError(f"{where}: no field {key!r}{nearest(str(key), allowed)}; fields are {', '.join(allowed)}")
+        if isinstance(content[key], bool) and key != "compile":
+            raise ValueError(f"{where}: {key}: is {content[key]}; only compile is true or false")
     try:
         return RECIPE.validate_python(content)
     except ValidationError as error:
