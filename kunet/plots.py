@@ -84,7 +84,7 @@ def edges(layer: KANLinear, names_in: Sequence[str] = (), names_out: Sequence[st
 def footprint(influence: Float[Tensor, "H W"], ax: Axes | None = None, title: str = "") -> Axes:
     """Which pixels (row, column) an influence map reaches: dark where it is not zero."""
     ax = ax or plt.subplots(figsize=(3.2, 3.2))[1]
-    ax.imshow(influence != 0, cmap="Blues", vmin=0, vmax=1.3)
+    ax.imshow((influence != 0).numpy(), cmap="Blues", vmin=0, vmax=1.3)
     ax.set(title=title, xlabel="column (pixels)", ylabel="row (pixels)")
     ax.grid(False)
     return ax

@@ -52,7 +52,7 @@ def test_loss_and_score_agree_on_a_perfect_model():
     [
         ({"sigma": [60, 50]}, "lowest first"),
         ({"sigma": [0, 300]}, "0..255"),
-        ({"sigma": [50]}, "two levels"),
+        ({"sigma": [50]}, "sigma"),
         ({"focus": 400}, "0..255"),
         ({"focus_share": 1.5}, "shares lie in 0..1"),
         ({"colour": "blue"}, "do not fit denoise"),
