@@ -115,7 +115,7 @@ def facts() -> dict[str, str]:
             for key, inner in value.items():
                 walk(f"{prefix}_{re.sub(r'[^0-9a-zA-Z]', '_', key)}", inner)
         elif not isinstance(value, list):
-            found[prefix] = str(value)
+            found[prefix] = f"`{value}`" if prefix.endswith("_command") else str(value)
 
     for path in [*sorted((ROOT / "book" / "results").glob("*.json")), *(ROOT / "kunet" / "weights").glob("*.json")]:
         walk(path.stem, json.loads(path.read_text()))
