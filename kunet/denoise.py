@@ -76,23 +76,26 @@ class Denoiser:
         """The restored image in [0, 1]; noisy is RGB or gray (C = 3 or 1), sigma in 8-bit levels."""
         level = unit(check_sigma(sigma))
         channels, height, width = noisy.shape
-        gray = channels == 1 or (channels == 3 and torch.equal(noisy[0], noisy[1]) and torch.equal(noisy[0], noisy[2]))
-        if gray:
-            # Three equal channels carry sqrt(3) times the noise along gray that three independent ones do, and
-            # the network learned from those: told the plain sigma it takes the rest for texture and keeps it.
-            level *= 3**0.5
         if channels not in (1, 3):
             raise ValueError(f"denoise: an image of {channels} channels; give 1 (gray) or 3 (RGB)")
-        x = noisy.expand(3, -1, -1)[None].to(self.device)
-        restore = lambda piece: self.model(piece.contiguous(memory_format=torch.channels_last), level)
+        x = noisy.expand(3, -1, -1)
+        gray = torch.equal(x[0], x[1]) and torch.equal(x[0], x[2])
+        if gray:
+            x, level = as_colour(x, level)
+        # Noise stronger than the network has seen: less contrast makes it weaker, and is given back afterwards.
+        contrast = min(1.0, unit(self.trained_sigma[1]) / level) if level else 1.0
+        x = ((x[None] - 0.5) * contrast + 0.5).to(self.device)
+        restore = lambda piece: self.model(piece.contiguous(memory_format=torch.channels_last), level * contrast)
         tile = self.tile(height * width)
         if tile is None:
             y = restore(x)
             progress()
         else:
             y = tiled(restore, x, tile, OVERLAP, progress)
-        y = y[0].clamp(0, 1).cpu()
-        return y.mean(0, keepdim=True) if channels == 1 else y
+        y = (y[0].cpu() - 0.5) / contrast + 0.5
+        if gray:
+            y = y.mean(0, keepdim=True).expand(channels, -1, -1)
+        return y.clamp(0, 1)
 
     def steps(self, height: int, width: int) -> int:
         """How often ``progress`` is called for an image of this size."""
@@ -122,6 +125,18 @@ class Denoiser:
             raise ValueError(f"an image of mode {image.mode}; convert it to RGB or gray first")
         result.info.update(info)
         return result
+
+
+def as_colour(gray: Float[Tensor, "3 H W"], level: float) -> tuple[Float[Tensor, "3 H W"], float]:
+    """A noisy gray image, in three equal channels, as a colour one with the noise a colour network knows; its level.
+
+    The same noise in all channels is sqrt(3) times as strong along gray as independent noise, and absent along
+    colour. Adding what is missing along colour, with a mean of 0 over the channels, makes it independent at
+    sqrt(3) times the level: nothing of the photo is touched, and the mean over the channels takes it out again.
+    """
+    level *= 3**0.5
+    noise = torch.randn(gray.shape, generator=torch.Generator().manual_seed(0), dtype=gray.dtype) * level
+    return gray + noise - noise.mean(0, keepdim=True), level
 
 
 def denoise_paths(

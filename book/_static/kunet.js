@@ -8,6 +8,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const dialog = document.createElement("dialog");
   dialog.className = "zoom";
   dialog.addEventListener("click", () => dialog.close());
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") dialog.close(); });
   document.body.appendChild(dialog);
   document.querySelectorAll(".cell_output img").forEach((image) => {
     const open = () => { dialog.replaceChildren(image.cloneNode()); dialog.showModal(); };
