@@ -31,7 +31,7 @@ from kunet.tasks import Denoise
 from kunet.tiling import tile_count, tiled
 from kunet.weights import DEFAULT, find
 
-BYTES_PER_PIXEL = 280
+BYTES_PER_PIXEL = 330
 """Peak working memory of the released model a pixel of its input (measured by ``kunet benchmark``, rounded up)."""
 OVERLAP = 128
 GRID = 128
@@ -84,7 +84,9 @@ class Denoiser:
             x, level = as_colour(x, level)
         # Noise stronger than the network has seen: less contrast makes it weaker, and is given back afterwards.
         contrast = min(1.0, unit(self.trained_sigma[1]) / level) if level else 1.0
-        x = ((x[None] - 0.5) * contrast + 0.5).to(self.device)
+        if contrast < 1:
+            x = (x - 0.5) * contrast + 0.5
+        x = x[None].to(self.device)
         restore = lambda piece: self.model(piece.contiguous(memory_format=torch.channels_last), level * contrast)
         tile = self.tile(height * width)
         if tile is None:
@@ -92,7 +94,9 @@ class Denoiser:
             progress()
         else:
             y = tiled(restore, x, tile, OVERLAP, progress)
-        y = (y[0].cpu() - 0.5) / contrast + 0.5
+        y = y[0].cpu()
+        if contrast < 1:
+            y = (y - 0.5) / contrast + 0.5
         if gray:
             y = y.mean(0, keepdim=True).expand(channels, -1, -1)
         return y.clamp(0, 1)
