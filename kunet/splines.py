@@ -11,7 +11,7 @@ Notebook: notebooks/01_splines.ipynb.
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -120,6 +120,18 @@ def cardinal(t: Float[Tensor, "*batch"], degree: int) -> Float[Tensor, "*batch"]
     return sum(terms)
 
 
+def cardinal_slope(t: Float[Tensor, "*batch"], degree: int) -> Float[Tensor, "*batch"]:
+    """The derivative beta_k'(t) = beta_{k-1}(t + 1/2) - beta_{k-1}(t - 1/2); from the right where it jumps (k = 1).
+
+    Source: Schoenberg (1973), lecture 2.
+    """
+    if degree == 0:
+        return torch.zeros_like(t)
+    if degree == 1:
+        return ((t >= -1) & (t < 0)).to(t.dtype) - ((t >= 0) & (t < 1)).to(t.dtype)
+    return cardinal(t + 0.5, degree - 1) - cardinal(t - 0.5, degree - 1)
+
+
 def uniform_basis(
     x: Float[Tensor, "*batch"], grid_size: int, degree: int, lower: float = -1.0, upper: float = 1.0
 ) -> Float[Tensor, "*batch functions"]:
@@ -135,6 +147,34 @@ def uniform_basis(
         values[..., -1] = torch.where(x == upper, torch.ones_like(x), values[..., -1])
         return values
     return cardinal(s.unsqueeze(-1) - centres, degree)
+
+
+def pieces(
+    knots: Float[Tensor, "grids knots"], degree: int
+) -> tuple[Float[Tensor, "grids spans functions powers"], Int[Tensor, "grids spans"]]:
+    """The basis as polynomials: on the span [t_j, t_{j+1}), B_{first+r}(x) = sum_p table[j, r, p] u^p.
+
+    u = (x - t_j) / (t_{j+1} - t_j) runs over [0, 1), r = 0..k, and ``first`` is clipped so that first + k is a
+    function: towards the ends some of the k + 1 are zero. Empty spans get zeros.
+
+    Args: knots: one row a grid, (F, m + 1), float64 for exact tables.
+    Returns: table (F, m, k + 1, k + 1) and first (F, m).
+    Raises: ValueError when there are fewer than k + 1 functions.
+    Source: de Boor (2001), chapter X (conversion to the pp form).
+    """
+    spans = knots.shape[-1] - 1
+    if spans < 2 * degree + 1:
+        raise ValueError(f"pieces: {spans + 1} knots of degree {degree}; give at least {2 * degree + 2}")
+    u = (torch.arange(degree + 1, dtype=knots.dtype, device=knots.device) + 0.5) / (degree + 1)
+    x = knots[:, :-1, None] + (knots[:, 1:] - knots[:, :-1])[..., None] * u
+    values = basis(x.permute(1, 2, 0), knots, degree).permute(2, 0, 1, 3)  # grid, span, point, function
+    values = torch.where((knots[:, 1:] > knots[:, :-1])[..., None, None], values, 0.0)
+    span = torch.arange(spans, device=knots.device)
+    first = (span - degree).clamp(0, spans - 2 * degree - 1)
+    index = first[:, None] + torch.arange(degree + 1, device=knots.device)
+    nonzero = values.gather(-1, index[None, :, None].expand(*values.shape[:3], -1))
+    table = torch.linalg.solve(torch.vander(u, degree + 1, increasing=True), nonzero).transpose(-1, -2)
+    return table, first.expand(len(knots), -1)
 
 
 def evaluate(

@@ -1,0 +1,186 @@
+"""``local.cpp`` for this machine: compiled on first use, kept in the user's cache, called through ctypes."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import cache, lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kunet.kan.kernels.grid import Grid
+
+SOURCE = Path(__file__).with_name("local.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+OUTSIDE = {"zero": 0, "linear": 1, "clamp": 2}
+MAX_DEGREE = 5
+
+
+class _Grid(ctypes.Structure):
+    """Grid of local.cpp."""
+
+    _fields_ = [
+        ("lower", ctypes.c_float),
+        ("inverse_step", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("cells", "outside", "uniform", "pieces")),
+        *((name, ctypes.c_void_p) for name in ("breaks", "tables", "ends", "first")),
+    ]
+
+
+class _Problem(ctypes.Structure):
+    """Problem of local.cpp."""
+
+    _fields_ = [
+        *((n, ctypes.c_int64) for n in ("rows", "features", "functions", "outputs", "taps", "in_rows", "out_rows")),
+        ("sources", ctypes.c_void_p),
+        ("targets", ctypes.c_void_p),
+    ]
+
+
+def refuses(x: Tensor, grid: Grid) -> str | None:
+    """Why the compiled kernel cannot serve, or None."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return f"x is {x.dtype} on {x.device}; it is for float32 on the CPU"
+    if grid.degree > MAX_DEGREE:
+        return f"degree {grid.degree}; it goes up to {MAX_DEGREE}"
+    return None if library(grid.degree) else "no C++ compiler that understands OpenMP was found (set CXX to name one)"
+
+
+@cache
+def library(degree: int) -> ctypes.CDLL | None:
+    """The kernel of a degree; built if need be. None where that is impossible."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        return None
+    words = [SOURCE.read_text(), compiler, *FLAGS, str(degree), _processor()]
+    name = f"kan-local-{degree}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:16]}.so"
+    for folder in (_cache(), Path(tempfile.gettempdir()) / f"kunet-{os.getuid() if hasattr(os, 'getuid') else 0}"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+                continue  # never load code from a folder that someone else can write
+            return ctypes.CDLL(str(_build(compiler, degree, folder / name)))
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.strip().splitlines() or ["no message"])[0]
+            warnings.warn(f"kunet: {compiler} could not build the fast KAN kernel ({reason})", stacklevel=3)
+            return None
+        except OSError:
+            continue  # a folder that cannot be written, or one mounted without permission to run code
+    return None
+
+
+def _build(compiler: str, degree: int, path: Path) -> Path:
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:  # two processes may build at once
+            made = Path(scratch) / path.name
+            command = [compiler, *FLAGS, f"-DDEGREE={degree}", str(SOURCE), "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            os.replace(made, path)
+    return path
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kunet"
+
+
+def _processor() -> str:
+    """What -march=native depends on: a cache may be shared by the different machines of a cluster."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return " ".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    except OSError:
+        return platform.processor() + platform.machine()
+
+
+@lru_cache(maxsize=64)
+def _maps(height: int, width: int, size: tuple, stride: tuple, padding: tuple, dilation: tuple) -> tuple:
+    """Which input pixel each output pixel sees through each tap (sources), and the inverse (targets); int32, -1: none."""
+    pixels = torch.arange(1, height * width + 1, dtype=torch.float64).view(1, 1, height, width)
+    seen = F.unfold(pixels, size, dilation, padding, stride)[0].T.round().long() - 1  # zeros of the padding become -1
+    targets = torch.full((height * width + 1, seen.shape[1]), -1)
+    targets.scatter_(0, seen.remainder(height * width + 1), torch.arange(len(seen))[:, None].expand_as(seen))
+    return seen.int().contiguous(), targets[:-1].int().contiguous()
+
+
+def _describe(grid: Grid) -> tuple[_Grid, tuple[Tensor, ...]]:
+    """The grid as C sees it, and the tensors that must outlive it."""
+    c = _Grid(outside=OUTSIDE[grid.outside], uniform=grid.uniform is not None)
+    if grid.uniform is not None:
+        lower, upper, c.cells = grid.uniform
+        c.lower, c.inverse_step = lower, c.cells / (upper - lower)
+        return c, ()
+    kept = grid.tables
+    c.pieces = kept[0].shape[1] - 1
+    for name, tensor in zip(("breaks", "tables", "ends", "first"), kept):
+        setattr(c, name, tensor.data_ptr())
+    return c, kept
+
+
+class _Sums(torch.autograd.Function):
+    """x (rows, I), weight (O, I, J, taps) -> y (rows out, O); keeps x and weight for backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, grid: Grid, shape: tuple[int, int], maps: tuple) -> Tensor:
+        x, weight = x.detach().contiguous(), weight.detach().contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.grid, ctx.shape, ctx.maps = grid, shape, maps
+        y = x.new_empty(len(x) // shape[0] * shape[1], len(weight))
+        if y.numel():
+            _call("kan_forward", grid, _problem(x, weight, shape, maps), x, weight, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple:
+        x, weight = ctx.saved_tensors
+        gx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        gw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        if g.numel():
+            problem = _problem(x, weight, ctx.shape, ctx.maps)
+            _call("kan_backward", ctx.grid, problem, x, weight, g.float().contiguous(), gx, gw)
+        return gx, gw, None, None, None
+
+
+def _problem(x: Tensor, weight: Tensor, shape: tuple[int, int], maps: tuple) -> _Problem:
+    pointers = [m.data_ptr() for m in maps] or [None, None]
+    return _Problem(len(x), weight.shape[1], weight.shape[2], weight.shape[0], weight.shape[3], *shape, *pointers)
+
+
+def _call(name: str, grid: Grid, problem: _Problem, *tensors: Tensor | None) -> None:
+    described, _kept = _describe(grid)
+    pointers = [ctypes.c_void_p(t.data_ptr() if t is not None else None) for t in tensors]
+    getattr(library(grid.degree), name)(ctypes.byref(problem), ctypes.byref(described), *pointers)
+
+
+def linear(
+    x: Float[Tensor, "rows features"], grid: Grid, weight: Float[Tensor, "outputs features functions"]
+) -> Float[Tensor, "rows outputs"]:
+    """y_o = sum_i sum_j weight[o, i, j] B_j(x_i)."""
+    return _Sums.apply(x, weight[..., None].float(), grid, (1, 1), ())
+
+
+def conv2d(
+    x: Float[Tensor, "B C H W"],
+    grid: Grid,
+    weight: Float[Tensor, "O C functions kh kw"],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Float[Tensor, "B O H2 W2"]:
+    """A convolution without groups: each input pixel sends one sum through each tap, and outputs add them up."""
+    batch, _, height, width = x.shape
+    size = tuple(weight.shape[-2:])
+    maps = _maps(height, width, size, stride, padding, dilation)
+    out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip((height, width), padding, dilation, size, stride)]
+    rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    y = _Sums.apply(rows, weight.flatten(3).float(), grid, (height * width, out[0] * out[1]), maps)
+    return y.view(batch, *out, len(weight)).permute(0, 3, 1, 2).contiguous()
