@@ -180,7 +180,10 @@ def conv2d(
     batch, _, height, width = x.shape
     size = tuple(weight.shape[-2:])
     maps = _maps(height, width, size, stride, padding, dilation)
-    out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip((height, width), padding, dilation, size, stride)]
+    out = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip((height, width), padding, dilation, size, stride)
+    ]
     rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
     y = _Sums.apply(rows, weight.flatten(3).float(), grid, (height * width, out[0] * out[1]), maps)
     return y.view(batch, *out, len(weight)).permute(0, 3, 1, 2).contiguous()

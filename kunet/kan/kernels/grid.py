@@ -79,7 +79,9 @@ class Grid:
         centres = torch.arange(self.functions, dtype=x.dtype, device=x.device) - (self.degree - 1) / 2
         values = splines.cardinal(at[..., None] - centres, self.degree)
         if self.outside == "linear":
-            values = values + (s - at)[..., None] * splines.cardinal_slope(self._settle(at)[..., None] - centres, self.degree)
+            values = values + (s - at)[..., None] * splines.cardinal_slope(
+                self._settle(at)[..., None] - centres, self.degree
+            )
         return values
 
     def local(self, x: Float[Tensor, "*batch features"]) -> Local:
@@ -96,7 +98,8 @@ class Grid:
             inside = (at >= cell) & ((at < cell + 1) | (at == cells))
             values = inside.to(x.dtype)[..., None] + torch.where(x.isnan(), x, 0.0)[..., None]
             return Local(cell.long(), values, torch.zeros_like(values))
-        values, slopes = splines.cardinal(t, k), splines.cardinal_slope(t, k)
+        before = 0.5 * (at >= cells)[..., None] if k == 1 and self.outside != "zero" else 0  # see _settle
+        values, slopes = splines.cardinal(t, k), splines.cardinal_slope(t - before, k)
         beyond = (s - at)[..., None]
         if self.outside == "linear":
             values = values + beyond * slopes

@@ -82,7 +82,8 @@ static inline int expand_uniform(float x, const Grid &g, float *v, float *d) {
         else {
             const float t = u - r + (K - 1) / 2.0f;
             value = basis(t);
-            if (DERIVE || g.outside == 1) change = slope(t);
+            // the slope of degree 1 jumps at knots: the upper end belongs to the last cell
+            if (DERIVE || g.outside == 1) change = slope(K == 1 && g.outside && at >= g.cells ? t - 0.5f : t);
             if (g.outside == 1) value += beyond * change;
             if (g.outside == 2 && beyond != 0) change = 0;
         }
