@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from kunet import splines
 from kunet.images import to_uint8
-from kunet.kan import KANLinear
+from kunet.kan import KANConv2d, KANLinear
+from kunet.kan.layer import KANLayer
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
@@ -60,25 +62,113 @@ def images(named: Mapping[str, Float[Tensor, "C H W"]], columns: int | None = No
     return figure
 
 
-def edges(layer: KANLinear, names_in: Sequence[str] = (), names_out: Sequence[str] = ()) -> Figure:
-    """The learned function of every edge: a column an input, a row an output; the grid's range is shaded."""
-    lower, upper = layer.grid_range
-    x = torch.linspace(lower - 0.25 * (upper - lower), upper + 0.25 * (upper - lower), 301).to(layer.knots)
-    rows, columns = layer.out_features, layer.in_features
-    figure, axes = plt.subplots(
-        rows, columns, squeeze=False, sharex=True, sharey=True, figsize=(1.6 * columns + 0.8, 1.2 * rows + 0.6)
-    )
+def edges(
+    layer: KANLinear,
+    names_in: Sequence[str] = (),
+    names_out: Sequence[str] = (),
+    data: Float[Tensor, "N I"] | None = None,
+    importance: Float[Tensor, "O I"] | None = None,
+    limit: tuple[int, int] = (8, 8),
+) -> Figure:
+    """The learned function of every edge: a column an input, a row an output; each input's grid range is shaded.
+
+    A pruned edge is the faint line 0 with the word "pruned".
+
+    Args:
+        names_in, names_out: labels of the inputs and outputs, in place of x_1, ... and y_1, ...
+        data: inputs of the layer, (N, I): each column gets their histogram along the bottom, scaled to its tallest
+            bar; what lies beyond the figure is left out (``layer.outside_share`` counts it).
+        importance: (O, I) in [0, 1]: how opaque each line is.
+        limit: draw at most this many (outputs, inputs), the first ones; a title then says what is not shown.
+    Raises: ValueError on data or importance that do not fit the layer, or a limit below 1.
+    """
+    total_out, total_in = layer.out_features, layer.in_features
+    if data is not None and data.shape[1] != total_in:
+        raise ValueError(f"edges: data are {tuple(data.shape)}; the layer has {total_in} inputs, give (N, {total_in})")
+    if importance is not None:
+        if importance.shape != (total_out, total_in):
+            raise ValueError(
+                f"edges: importance is {tuple(importance.shape)}; the layer's edges are {(total_out, total_in)}"
+            )
+        if not bool(((importance >= 0) & (importance <= 1)).all()):
+            raise ValueError("edges: importance must lie in [0, 1]; divide it by its largest value")
+    if min(limit) < 1:
+        raise ValueError(f"edges: limit is {limit}; show at least one output and one input")
+    rows, columns = min(total_out, limit[0]), min(total_in, limit[1])
+    figure, axes, x = _edge_axes(layer, rows, columns)
     for o in range(rows):
         for i in range(columns):
-            ax = axes[o, i]
-            ax.axvspan(lower, upper, color="black", alpha=0.06, lw=0)
-            with torch.no_grad():
-                ax.plot(x, layer.edge(x, o, i))
+            _edge(axes[o, i], layer, x, (o, i), alpha=1.0 if importance is None else float(importance[o, i]))
+            if data is not None:
+                _histogram(axes[o, i], data[:, i], x)
             if o == rows - 1:
-                ax.set_xlabel(names_in[i] if names_in else f"$x_{{{i + 1}}}$")
+                axes[o, i].set_xlabel(names_in[i] if names_in else f"$x_{{{i + 1}}}$")
             if i == 0:
-                ax.set_ylabel(names_out[o] if names_out else f"to $y_{{{o + 1}}}$")
+                axes[o, i].set_ylabel(names_out[o] if names_out else f"to $y_{{{o + 1}}}$")
+    hidden = total_out * total_in - rows * columns
+    if hidden:
+        figure.suptitle(
+            f"the first {rows} of {total_out} outputs and {columns} of {total_in} inputs;"
+            f" {hidden} of {total_out * total_in} edges are not shown",
+            fontsize=9,
+        )
     return figure
+
+
+def conv_edges(layer: KANConv2d, out_channel: int = 0, in_channel: int = 0) -> Figure:
+    """The functions of one edge of a KAN convolution, kh x kw panels laid out as its taps; the grid range is shaded.
+
+    Args: out_channel: from 0; in_channel: from 0, counted within the output's group (of C / groups channels).
+    Raises: ValueError when there is no such edge.
+    """
+    outputs, inputs = layer.spline_weight.shape[:2]
+    if not (0 <= out_channel < outputs and 0 <= in_channel < inputs):
+        raise ValueError(
+            f"conv_edges: out_channel {out_channel}, in_channel {in_channel}; the layer has {outputs} outputs of"
+            f" {inputs} inputs each, counted from 0"
+        )
+    rows, columns = layer.kernel_size
+    figure, axes, x = _edge_axes(layer, rows, columns)
+    for p in range(rows):
+        for q in range(columns):
+            _edge(axes[p, q], layer, x, (out_channel, in_channel, p, q))
+            axes[p, q].set_title(f"tap ({p}, {q})", fontsize=8)
+            if p == rows - 1:
+                axes[p, q].set_xlabel("pixel $x$")
+            if q == 0:
+                axes[p, q].set_ylabel(r"$\phi(x)$")
+    channel = layer._feature(out_channel, in_channel)
+    figure.suptitle(f"input channel {channel} to output channel {out_channel}, counted from 0", fontsize=9)
+    return figure
+
+
+def _edge_axes(layer: KANLayer, rows: int, columns: int) -> tuple[Figure, np.ndarray, Tensor]:
+    """Axes (rows, columns) with common scales, and the x, a little past all grids, at which edges are drawn."""
+    lower, upper = layer.grid_range
+    x = torch.linspace(lower - 0.25 * (upper - lower), upper + 0.25 * (upper - lower), 301).to(layer.knots)
+    size = (1.6 * columns + 0.8, 1.2 * rows + 0.6)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, sharex=True, sharey=True, figsize=size)
+    return figure, axes, x
+
+
+def _edge(ax: Axes, layer: KANLayer, x: Tensor, at: tuple[int, ...], alpha: float = 1.0) -> None:
+    """One edge (output, input, *tap) over its own input's grid range."""
+    knots = layer.knots[layer._feature(*at[:2])]
+    ax.axvspan(float(knots[layer.degree]), float(knots[-layer.degree - 1]), color="black", alpha=0.06, lw=0)
+    pruned = layer.edge_mask is not None and not bool(layer.edge_mask[at])
+    with torch.no_grad():
+        y = layer.edge(x, *at[:2], tap=at[2:])
+    # Even the least important line leaves a trace: a missing one would look like a mistake.
+    ax.plot(x.cpu(), y.cpu(), alpha=0.25 if pruned else 0.1 + 0.9 * alpha)
+    if pruned:
+        ax.text(0.5, 0.6, "pruned", transform=ax.transAxes, ha="center", fontsize=8, color="black", alpha=0.5)
+
+
+def _histogram(ax: Axes, values: Tensor, x: Tensor) -> None:
+    """Where values lie, in the lowest quarter of the axes whatever their scale in y is."""
+    counts, bins = np.histogram(values.detach().cpu().double(), bins=40, range=(float(x[0]), float(x[-1])))
+    heights = 0.25 * counts / max(counts.max(), 1)
+    ax.stairs(heights, bins, fill=True, color=COLOURS[1], alpha=0.35, transform=ax.get_xaxis_transform())
 
 
 def footprint(influence: Float[Tensor, "H W"], ax: Axes | None = None, title: str = "") -> Axes:

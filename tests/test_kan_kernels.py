@@ -176,7 +176,7 @@ def test_choice(monkeypatch):
 def test_without_a_compiler_all_works(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    compiled.library.cache_clear()
+    compiled.load.cache_clear()
     try:
         assert compiled.library(3) is None
         layer = KANLinear(64, 64)
@@ -184,18 +184,18 @@ def test_without_a_compiler_all_works(monkeypatch):
         with pytest.raises(ValueError, match="no C\\+\\+ compiler"):
             KANLinear(64, 64, kernel="local")(torch.randn(8, 64))
     finally:
-        compiled.library.cache_clear()
+        compiled.load.cache_clear()
 
 
 def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiled.library.cache_clear()
+    compiled.load.cache_clear()
     try:
         with pytest.warns(UserWarning, match="false could not build the fast KAN kernel"):
             assert compiled.library(3) is None
     finally:
-        compiled.library.cache_clear()
+        compiled.load.cache_clear()
 
 
 def test_nothing_is_compiled_at_import(tmp_path):

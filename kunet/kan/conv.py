@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kunet.kan import kernels
@@ -52,10 +53,10 @@ class KANConv2d(KANLayer):
         base: Callable[[Tensor], Tensor] | None = F.silu,
         scaler: bool = False,
         bias: bool = False,
-        padding_mode: Padding = "zeros",
+        padding_mode: Padding | str = "zeros",
         basis: str = "bspline",
-        outside: Outside = "zero",
-        kernel: Kernel = "auto",
+        outside: Outside | str = "zero",
+        kernel: Kernel | str = "auto",
     ):
         pair = lambda value: (value, value) if isinstance(value, int) else tuple(value)
         size, stride, padding, dilation = map(pair, (kernel_size, stride, padding, dilation))
@@ -100,9 +101,11 @@ class KANConv2d(KANLayer):
         """Share of the values of x, in [0, 1], that lie outside their channel's grid."""
         return self._outside_share(x.movedim(1, -1))
 
-    def _feature(self, out_feature: int, in_feature: int) -> int:
-        group = out_feature // (self.out_channels // self.groups)
-        return group * (self.in_channels // self.groups) + in_feature
+    def features_of_inputs(self) -> Int[Tensor, "outputs inputs"]:
+        """The row of ``knots`` (input channel) that belongs to each edge."""
+        members = self.in_channels // self.groups
+        group = torch.arange(self.out_channels) // (self.out_channels // self.groups)
+        return group[:, None] * members + torch.arange(members)
 
     def extra_repr(self) -> str:
         shape = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding} ({self.padding_mode})"

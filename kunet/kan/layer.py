@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kunet import splines
@@ -31,8 +31,8 @@ class KANLayer(nn.Module):
         scaler: bool,
         bias: bool,
         basis: str,
-        outside: Outside,
-        kernel: Kernel,
+        outside: Outside | str,
+        kernel: Kernel | str,
     ):
         super().__init__()
         name = type(self).__name__
@@ -73,7 +73,7 @@ class KANLayer(nn.Module):
         return self._uniform is not None
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> Grid | bases.Basis:
         """The grid (or other basis) as the kernels take it."""
         if self.basis != "bspline":
             return bases.BASES[self.basis](self.grid_size, self.degree, self.grid_range)
@@ -146,16 +146,19 @@ class KANLayer(nn.Module):
     def edge(
         self, x: Float[Tensor, " points"], out_feature: int, in_feature: int, tap: tuple[int, ...] = ()
     ) -> Float[Tensor, " points"]:
-        """One learned edge, phi_{o,i}(x), to look at or to check the layer against; ``tap`` (row, column) of a kernel."""
+        """One learned edge, phi_{o,i}(x), to look at or to check against; ``tap`` (row, column) of a kernel."""
         features = x[:, None].expand(-1, len(self.knots))
         at = (out_feature, in_feature)
         coefficients = self.coefficients()[at][(slice(None), *tap)]
         y = self.bases(features)[:, self._feature(out_feature, in_feature)] @ coefficients
         return y if self.base_weight is None else y + self.base_coefficients()[(*at, *tap)] * self.base(x)
 
+    def features_of_inputs(self) -> Int[Tensor, "outputs inputs"]:
+        """The row of ``knots`` that belongs to each edge: its input, counted over all groups."""
+        return torch.arange(len(self.knots)).expand(len(self.spline_weight), -1)
+
     def _feature(self, out_feature: int, in_feature: int) -> int:
-        """The row of ``knots`` of an edge's input."""
-        return in_feature
+        return int(self.features_of_inputs()[out_feature, in_feature])
 
     def _outside_share(self, x: Float[Tensor, "*batch features"]) -> float:
         lower, upper = self.knots[:, self.degree], self.knots[:, -self.degree - 1]

@@ -55,8 +55,8 @@ class KANLinear(KANLayer):
         scaler: bool = False,
         bias: bool = False,
         basis: str = "bspline",
-        outside: Outside = "zero",
-        kernel: Kernel = "auto",
+        outside: Outside | str = "zero",
+        kernel: Kernel | str = "auto",
     ):
         if in_features < 1 or out_features < 1:
             raise ValueError(f"KANLinear: {in_features} -> {out_features} features; both must be 1 or more")

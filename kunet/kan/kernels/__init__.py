@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kunet.kan.bases import Basis
 from kunet.kan.kernels import compiled, eager, fused
 from kunet.kan.kernels.grid import Grid, Local, Outside
 
@@ -35,7 +36,7 @@ LOCAL_WORK = 1 << 22  # rows x edges
 __all__ = ["KERNELS", "Grid", "Kernel", "Local", "Outside", "choose", "conv2d", "linear"]
 
 
-def choose(kernel: Kernel, x: Tensor, rows: int, edges: int, grid: Grid) -> str:
+def choose(kernel: Kernel | str, x: Tensor, rows: int, edges: int, grid: Grid | Basis) -> str:
     """The kernel that serves rows of x through a number of edges.
 
     Raises: ValueError when the one that is asked for by name cannot.
@@ -64,9 +65,9 @@ def choose(kernel: Kernel, x: Tensor, rows: int, edges: int, grid: Grid) -> str:
 
 def linear(
     x: Float[Tensor, "*batch features"],
-    grid: Grid,
+    grid: Grid | Basis,
     weight: Float[Tensor, "outputs features functions"],
-    kernel: Kernel = "auto",
+    kernel: Kernel | str = "auto",
 ) -> Float[Tensor, "*batch outputs"]:
     """y_o = sum_i sum_j weight[o, i, j] B_j(x_i)."""
     rows = x.reshape(-1, x.shape[-1])
@@ -81,9 +82,9 @@ def linear(
 
 def conv2d(
     x: Float[Tensor, "B C H W"],
-    grid: Grid,
+    grid: Grid | Basis,
     weight: Float[Tensor, "O I functions kh kw"],
-    kernel: Kernel = "auto",
+    kernel: Kernel | str = "auto",
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),

@@ -19,8 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from kunet.kan.kernels.grid import Grid
 
-SOURCE = Path(__file__).with_name("local.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 OUTSIDE = {"zero": 0, "linear": 1, "clamp": 2}
 MAX_DEGREE = 5
 
@@ -55,20 +54,26 @@ def refuses(x: Tensor, grid: Grid) -> str | None:
     return None if library(grid.degree) else "no C++ compiler that understands OpenMP was found (set CXX to name one)"
 
 
-@cache
 def library(degree: int) -> ctypes.CDLL | None:
-    """The kernel of a degree; built if need be. None where that is impossible."""
+    """``local.cpp`` for a degree; None where it cannot be built."""
+    return load("local", f"-DDEGREE={degree}")
+
+
+@cache
+def load(source: str, *options: str) -> ctypes.CDLL | None:
+    """A C++ file of this folder as a library, built if need be; None where that is impossible."""
+    path = Path(__file__).with_name(f"{source}.cpp")
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if not compiler:
         return None
-    words = [SOURCE.read_text(), compiler, *FLAGS, str(degree), _processor()]
-    name = f"kan-local-{degree}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:16]}.so"
+    words = [path.read_text(), compiler, *FLAGS, *options, _processor()]
+    name = f"{source}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:20]}.so"
     for folder in (_cache(), Path(tempfile.gettempdir()) / f"kunet-{os.getuid() if hasattr(os, 'getuid') else 0}"):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
                 continue  # never load code from a folder that someone else can write
-            return ctypes.CDLL(str(_build(compiler, degree, folder / name)))
+            return ctypes.CDLL(str(_build([compiler, *FLAGS, *options, str(path)], folder / name)))
         except subprocess.CalledProcessError as error:
             reason = (error.stderr.strip().splitlines() or ["no message"])[0]
             warnings.warn(f"kunet: {compiler} could not build the fast KAN kernel ({reason})", stacklevel=3)
@@ -78,12 +83,11 @@ def library(degree: int) -> ctypes.CDLL | None:
     return None
 
 
-def _build(compiler: str, degree: int, path: Path) -> Path:
+def _build(command: list[str], path: Path) -> Path:
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:  # two processes may build at once
             made = Path(scratch) / path.name
-            command = [compiler, *FLAGS, f"-DDEGREE={degree}", str(SOURCE), "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, text=True)
+            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
             os.replace(made, path)
     return path
 
@@ -103,7 +107,7 @@ def _processor() -> str:
 
 @lru_cache(maxsize=64)
 def _maps(height: int, width: int, size: tuple, stride: tuple, padding: tuple, dilation: tuple) -> tuple:
-    """Which input pixel each output pixel sees through each tap (sources), and the inverse (targets); int32, -1: none."""
+    """The input pixel that an output pixel sees through each tap (sources), and the inverse (targets); -1: none."""
     pixels = torch.arange(1, height * width + 1, dtype=torch.float64).view(1, 1, height, width)
     seen = F.unfold(pixels, size, dilation, padding, stride)[0].T.round().long() - 1  # zeros of the padding become -1
     targets = torch.full((height * width + 1, seen.shape[1]), -1)

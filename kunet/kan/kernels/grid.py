@@ -36,7 +36,7 @@ class Grid:
     knots: Float[Tensor, "features knots"]
     degree: int
     uniform: tuple[float, float, int] | None
-    outside: Outside = "zero"
+    outside: Outside | str = "zero"
 
     @property
     def functions(self) -> int:
@@ -46,14 +46,14 @@ class Grid:
     @cached_property
     def tables(self) -> tuple[Tensor, ...]:
         """The basis as polynomials for the compiled kernel: breaks, coefficients, base intervals, first functions."""
-        knots = self.knots.detach().double().contiguous()
+        knots = self.exact_knots(self.knots.detach().double()).contiguous()
         table, first = splines.pieces(knots, self.degree)
         ends = torch.stack([knots[:, self.degree], knots[:, -self.degree - 1]], 1)
         return knots.float(), table.float().contiguous(), ends.float(), first.int().contiguous()
 
     def reference(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features functions"]:
         """Every basis function at x by Cox-de Boor: the definition that all kernels are held to."""
-        knots = self._knots(x)
+        knots = self.exact_knots(x)
         if self.degree == 0:  # steps: nothing to go on with but the end value, and comparisons lose a NaN
             inside = x if self.outside == "zero" else x.clamp(knots[..., 0], knots[..., -1])
             return splines.basis(inside, knots, 0) + torch.where(x.isnan(), x, 0.0)[..., None]
@@ -108,7 +108,7 @@ class Grid:
         return Local(cell.long(), values, slopes * inverse_step)
 
     def _local_pieces(self, x: Tensor) -> Local:
-        knots = self._knots(x)
+        knots = self.exact_knots(x)
         table, first = splines.pieces(knots.double(), self.degree)
         table, k = table.to(x.dtype), self.degree
         low, high = knots[:, k], knots[:, -k - 1]
@@ -142,7 +142,7 @@ class Grid:
         cells = self.uniform[2]
         return torch.where(at >= cells, cells - 0.5, at) if self.degree == 1 else at
 
-    def _knots(self, x: Tensor) -> Tensor:
+    def exact_knots(self, x: Tensor) -> Float[Tensor, "features knots"]:
         """The knots in x's precision: exact for a uniform grid, even when the buffer was rounded to float32."""
         if self.uniform is None:
             return self.knots.to(x.dtype)
