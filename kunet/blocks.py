@@ -1,6 +1,6 @@
 """Convolutional building blocks: separable convolutions, LayerNorm2d, double convolutions, residual blocks.
 
-Notebook: notebooks/04_unet.ipynb.
+Notebook: notebooks/06_unet.ipynb.
 """
 
 import torch.nn.functional as F

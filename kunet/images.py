@@ -1,6 +1,6 @@
 """Image files to tensors in [0, 1] and back: the one door for pixels, rounding and noise units.
 
-Notebook: notebooks/03_images.ipynb.
+Notebook: notebooks/05_images.ipynb.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Losses to train with and scores to report.
 
-Notebook: notebooks/03_images.ipynb.
+Notebook: notebooks/05_images.ipynb.
 """
 
 import torch

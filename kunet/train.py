@@ -2,7 +2,7 @@
 
 All randomness is a function of (seed, step): the crops, the noise and (reseeded each step) dropout. So a
 checkpoint holds no random state, and more processes would only split each step's crops among them.
-Notebook: notebooks/05_kunet.ipynb.
+Notebook: notebooks/07_kunet.ipynb.
 """
 
 import dataclasses

@@ -120,7 +120,7 @@ def test_the_spline_editor_lives_on_the_page(book, browser):
 
 
 def test_figures_grow_on_a_click(book, browser):
-    page, _, _ = open_page(browser, book / "notebooks" / "03_images.html")
+    page, _, _ = open_page(browser, book / "notebooks" / "05_images.html")
     page.locator(".cell_output img").first.click()
     assert page.locator("dialog.zoom[open] img").count() == 1
     page.keyboard.press("Escape")

@@ -19,7 +19,7 @@ class UNet(nn.Module):
         residual: add the network's output to its input (it predicts minus the noise), or return the output itself.
 
     Source: O. Ronneberger et al., "U-Net", arXiv 1505.04597; the residual form is DnCNN's, arXiv 1608.03981.
-    Notebook: notebooks/04_unet.ipynb.
+    Notebook: notebooks/06_unet.ipynb.
     """
 
     def __init__(

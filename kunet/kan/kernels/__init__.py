@@ -12,6 +12,8 @@ triton      fused for CUDA, uniform grids: no basis in memory (``fused.py``)
 
 Nothing is compiled at import. ``auto`` compiles ``local`` (about two seconds, once a machine) the first time that a
 layer is large enough to gain from it; set KUNET_KERNEL to the name of another kernel to overrule ``auto``.
+``triton`` is for asking by name: it equals the reference in Triton's interpreter, and until it has been timed on a GPU
+``auto`` takes ``eager`` there.
 Notebook: notebooks/04_fast_kans.ipynb.
 """
 
@@ -51,8 +53,6 @@ def choose(kernel: Kernel | str, x: Tensor, rows: int, edges: int, grid: Grid | 
     if kernel == "auto":
         if tracing:
             return "traced"
-        if fused.refuses(x, grid) is None:
-            return "triton"
         large = rows >= LOCAL_ROWS and rows * edges >= LOCAL_WORK
         return "local" if large and compiled.refuses(x, grid) is None else "eager"
     if tracing and kernel != "reference":
@@ -71,7 +71,7 @@ def linear(
 ) -> Float[Tensor, "*batch outputs"]:
     """y_o = sum_i sum_j weight[o, i, j] B_j(x_i)."""
     rows = x.reshape(-1, x.shape[-1])
-    chosen = choose(kernel, x, len(rows), weight.shape[0] * weight.shape[1], grid)
+    chosen = choose(kernel, x, rows.shape[0], weight.shape[0] * weight.shape[1], grid)
     if chosen in ("reference", "traced"):
         planes = grid.reference(rows) if chosen == "reference" else grid.planes(rows)
         y = F.linear(planes.flatten(1), weight.flatten(1))
