@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = {
-    **dict.fromkeys(["splines", "blocks", "attention", "images", "metrics", "tiling"], 0),
+    **dict.fromkeys(["splines", "blocks", "attention", "images", "metrics", "tiling", "distributed"], 0),
     **dict.fromkeys(["kan", "data", "weights"], 1),
     **dict.fromkeys(["models", "tasks"], 2),
     **dict.fromkeys(["runs", "recipes"], 3),

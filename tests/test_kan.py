@@ -1,5 +1,8 @@
 """KANLinear against its definition, edge by edge."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import BSpline
 
 from kunet import splines
-from kunet.kan import KANLinear
+from kunet.kan import KANConv2d, KANLinear, grids
 
 
 def by_definition(layer, x):
@@ -119,3 +122,59 @@ def test_messages():
         KANLinear(3, 2)(torch.zeros(5, 4))
     with pytest.raises(ValueError, match="lower < upper"):
         KANLinear(3, 2, grid_range=(1.0, -1.0))
+
+
+def test_choices_are_checked_by_name():
+    for options, message in (
+        ({"outside": "wrap"}, "outside is 'wrap'; choose 'zero', 'linear' or 'clamp'"),
+        ({"kernel": "fast"}, "kernel 'fast' is not known; choose one of auto"),
+        ({"basis": "sinc"}, "basis 'sinc' is not known; choose one of bspline"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            KANLinear(2, 2, **options)
+    for arguments, message in (
+        ({"groups": 3}, r"4 -> 6 channels in 3 groups; both must be multiples"),
+        ({"padding_mode": "mirror"}, "padding_mode is 'mirror'; choose zeros"),
+        ({"stride": 0}, "the others 1 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            KANConv2d(4, 6, 3, **arguments)
+    with pytest.raises(ValueError, match=r"x is \(1, 3, 5, 5\); it must be \(B, 4, H, W\)"):
+        KANConv2d(4, 6, 3)(torch.zeros(1, 3, 5, 5))
+    with pytest.raises(ValueError, match="the kernel needs 3x3"):
+        KANConv2d(4, 6, 3)(torch.zeros(1, 4, 5, 2))
+
+
+def test_convolution_of_linear_splines_is_conv2d():
+    """Coefficients w xi_j at the Greville abscissae make every tap the line w x: the layer is conv2d on its grid."""
+    torch.manual_seed(0)
+    layer = KANConv2d(3, 5, 3, padding=1, base=None).double()
+    w = torch.randn(5, 3, 3, 3, dtype=torch.float64)
+    with torch.no_grad():
+        line = splines.greville(layer.knots[0], 3)
+        layer.spline_weight.copy_(w[:, :, None] * line[:, None, None])
+    x = torch.empty(2, 3, 8, 7, dtype=torch.float64).uniform_(-1, 1)
+    assert torch.allclose(layer(x), torch.nn.functional.conv2d(x, w, padding=1), atol=1e-12)
+
+
+def test_copies_and_moves_keep_the_grid_in_step():
+    layer = KANLinear(3, 2)
+    x = torch.randn(5, 3)
+    layer(x)
+    twin = copy.deepcopy(layer)
+    grids.refine(twin, 10)
+    assert layer.grid_size == 5 and layer(x).shape == (5, 2) and twin(x).shape == (5, 2)
+    double = copy.deepcopy(twin).double()
+    assert torch.allclose(double(x.double()), twin(x).double(), atol=1e-6)
+    again = pickle.loads(pickle.dumps(twin))
+    assert torch.equal(again(x), twin(x))
+
+
+@pytest.mark.parametrize("outside", ["linear", "clamp"])
+def test_outside_is_what_was_chosen(outside):
+    layer = KANLinear(1, 1, base=None, outside=outside).double()
+    end = torch.tensor([[1.0]], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(layer(end - 1e-9).sum(), end)
+    far = layer(torch.tensor([[4.0]], dtype=torch.float64))
+    expected = layer(end) + (3 * slope if outside == "linear" else 0)
+    assert torch.allclose(far, expected, atol=1e-6)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kunet import splines
+from kunet import distributed, splines
 from kunet.kan.kernels import Grid
 from kunet.kan.layer import KANLayer
 
@@ -84,9 +84,7 @@ def adapt(
         )
     steps = torch.linspace(0, 1, layer.grid_size + 1, dtype=torch.float64, device=rows.device)
     quantiles = torch.quantile(rows[:: -(-len(rows) // 100_000)], steps, dim=0).T.contiguous()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(quantiles)
-        quantiles /= torch.distributed.get_world_size()
+    quantiles = distributed.mean(quantiles)
     low, high = quantiles[:, :1], quantiles[:, -1:]
     span = (high - low).clamp(min=1e-6 * quantiles.abs().amax().clamp(min=1.0))  # a constant feature has none
     low, span = low - margin * span, (1 + 2 * margin) * span

@@ -2,17 +2,17 @@
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
 import warnings
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -22,6 +22,7 @@ from kunet.kan.kernels.grid import Grid
 FLAGS = ("-O3", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 OUTSIDE = {"zero": 0, "linear": 1, "clamp": 2}
 MAX_DEGREE = 5
+_LINEAR = ((1, 1), (1, 1), (1, 1), (1, 1), (0, 0), (1, 1))
 
 
 class _Grid(ctypes.Structure):
@@ -38,11 +39,13 @@ class _Grid(ctypes.Structure):
 class _Problem(ctypes.Structure):
     """Problem of local.cpp."""
 
-    _fields_ = [
-        *((n, ctypes.c_int64) for n in ("rows", "features", "functions", "outputs", "taps", "in_rows", "out_rows")),
-        ("sources", ctypes.c_void_p),
-        ("targets", ctypes.c_void_p),
-    ]
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in (
+            *("rows", "features", "functions", "outputs", "convolution", "in_h", "in_w", "out_h", "out_w", "kh", "kw"),
+            *("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w"),
+        )
+    )
 
 
 def refuses(x: Tensor, grid: Grid) -> str | None:
@@ -105,16 +108,6 @@ def _processor() -> str:
         return platform.processor() + platform.machine()
 
 
-@lru_cache(maxsize=64)
-def _maps(height: int, width: int, size: tuple, stride: tuple, padding: tuple, dilation: tuple) -> tuple:
-    """The input pixel that an output pixel sees through each tap (sources), and the inverse (targets); -1: none."""
-    pixels = torch.arange(1, height * width + 1, dtype=torch.float64).view(1, 1, height, width)
-    seen = F.unfold(pixels, size, dilation, padding, stride)[0].T.round().long() - 1  # zeros of the padding become -1
-    targets = torch.full((height * width + 1, seen.shape[1]), -1)
-    targets.scatter_(0, seen.remainder(height * width + 1), torch.arange(len(seen))[:, None].expand_as(seen))
-    return seen.int().contiguous(), targets[:-1].int().contiguous()
-
-
 def _describe(grid: Grid) -> tuple[_Grid, tuple[Tensor, ...]]:
     """The grid as C sees it, and the tensors that must outlive it."""
     c = _Grid(outside=OUTSIDE[grid.outside], uniform=grid.uniform is not None)
@@ -130,16 +123,20 @@ def _describe(grid: Grid) -> tuple[_Grid, tuple[Tensor, ...]]:
 
 
 class _Sums(torch.autograd.Function):
-    """x (rows, I), weight (O, I, J, taps) -> y (rows out, O); keeps x and weight for backward."""
+    """x (rows, I), weight (O, I, J, taps) -> y (rows out, O); keeps x and weight for backward.
+
+    geometry: sizes of input and output, kernel, stride, padding, dilation, six pairs; _LINEAR for a linear layer.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, grid: Grid, shape: tuple[int, int], maps: tuple) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, grid: Grid, geometry: tuple) -> Tensor:
         x, weight = x.detach().contiguous(), weight.detach().contiguous()
         ctx.save_for_backward(x, weight)
-        ctx.grid, ctx.shape, ctx.maps = grid, shape, maps
-        y = x.new_empty(len(x) // shape[0] * shape[1], len(weight))
+        ctx.grid, ctx.geometry = grid, geometry
+        per_image = math.prod(geometry[0]), math.prod(geometry[1])
+        y = x.new_empty(len(x) // per_image[0] * per_image[1], len(weight))
         if y.numel():
-            _call("kan_forward", grid, _problem(x, weight, shape, maps), x, weight, y)
+            _call("kan_forward", grid, _problem(x, weight, geometry), x, weight, y)
         return y
 
     @staticmethod
@@ -149,14 +146,14 @@ class _Sums(torch.autograd.Function):
         gx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         gw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         if g.numel():
-            problem = _problem(x, weight, ctx.shape, ctx.maps)
+            problem = _problem(x, weight, ctx.geometry)
             _call("kan_backward", ctx.grid, problem, x, weight, g.float().contiguous(), gx, gw)
-        return gx, gw, None, None, None
+        return gx, gw, None, None
 
 
-def _problem(x: Tensor, weight: Tensor, shape: tuple[int, int], maps: tuple) -> _Problem:
-    pointers = [m.data_ptr() for m in maps] or [None, None]
-    return _Problem(len(x), weight.shape[1], weight.shape[2], weight.shape[0], weight.shape[3], *shape, *pointers)
+def _problem(x: Tensor, weight: Tensor, geometry: tuple) -> _Problem:
+    sizes = (len(x), weight.shape[1], weight.shape[2], weight.shape[0], geometry != _LINEAR)
+    return _Problem(*sizes, *(number for pair in geometry for number in pair))
 
 
 def _call(name: str, grid: Grid, problem: _Problem, *tensors: Tensor | None) -> None:
@@ -169,7 +166,7 @@ def linear(
     x: Float[Tensor, "rows features"], grid: Grid, weight: Float[Tensor, "outputs features functions"]
 ) -> Float[Tensor, "rows outputs"]:
     """y_o = sum_i sum_j weight[o, i, j] B_j(x_i)."""
-    return _Sums.apply(x, weight[..., None].float(), grid, (1, 1), ())
+    return _Sums.apply(x, weight[..., None].float(), grid, _LINEAR)
 
 
 def conv2d(
@@ -181,13 +178,11 @@ def conv2d(
     dilation: tuple[int, int],
 ) -> Float[Tensor, "B O H2 W2"]:
     """A convolution without groups: each input pixel sends one sum through each tap, and outputs add them up."""
-    batch, _, height, width = x.shape
-    size = tuple(weight.shape[-2:])
-    maps = _maps(height, width, size, stride, padding, dilation)
-    out = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip((height, width), padding, dilation, size, stride)
-    ]
-    rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-    y = _Sums.apply(rows, weight.flatten(3).float(), grid, (height * width, out[0] * out[1]), maps)
+    batch, channels, *sizes = x.shape
+    kernel = tuple(weight.shape[-2:])
+    axes = zip(sizes, padding, dilation, kernel, stride)
+    out = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in axes)
+    rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    geometry = (tuple(sizes), out, kernel, stride, padding, dilation)
+    y = _Sums.apply(rows, weight.flatten(3).float(), grid, geometry)
     return y.view(batch, *out, len(weight)).permute(0, 3, 1, 2).contiguous()

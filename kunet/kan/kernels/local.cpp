@@ -2,10 +2,10 @@
 // edge costs k + 1 multiply-adds whatever G is. Float32, one degree a library (-DDEGREE=k), any number of threads;
 // results do not depend on how many.
 //
-// A "row" is one token (linear layer) or one pixel (convolution) of I features. An output row n sums over
-// `taps` input rows: 1 for a linear layer, the kernel's offsets for a convolution.
-//   y[n, o] = sum_tap sum_i sum_r values[r][p][i] W[tap][i][start[p][i] + r][o],   p = row_of(n, tap).
-// Weights come packed in tiles of TILE outputs: packed[o / TILE][tap][i][j][o % TILE], zeros beyond O.
+// A "row" is one token (linear layer) or one pixel (convolution) of I features:
+//   y[n, o] = sum_i sum_r values[r][n][i] W[i][start[n][i] + r][o].
+// A convolution of `taps` offsets is a linear layer of taps * O outputs, each of which is then added to the output pixel
+// that its offset points to. Weights are packed in tiles of TILE outputs, packed[o / TILE][i][j][o % TILE], zeros beyond.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -283,12 +283,25 @@ static void backward_w(const int32_t *start, const float *values, const Shape &s
 }
 
 extern "C" {
-// A linear layer: `rows` tokens, taps 1, no maps. A convolution: `rows` input pixels, each of which sends one sum to
-// an output pixel through each tap: targets (in_rows, taps) names it, -1 where there is none, and
-// sources (out_rows, taps) is its inverse; both for one image of in_rows pixels, and rows holds whole images.
+// A linear layer: `rows` tokens, and one tap. A convolution: `rows` input pixels, images of in_h x in_w, each of which
+// sends one sum to an output pixel through each of kh x kw taps.
 struct Problem {
-    Index rows, features, functions, outputs, taps, in_rows, out_rows;
-    const int32_t *sources, *targets;
+    Index rows, features, functions, outputs, convolution;
+    Index in_h, in_w, out_h, out_w, kh, kw, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+    Index taps() const { return kh * kw; }
+    // The output pixel that an input pixel reaches through a tap, and the input pixel that an output sees; -1: none.
+    Index target(Index row, Index tap) const {
+        const Index image = row / (in_h * in_w), pixel = row % (in_h * in_w);
+        const Index h = pixel / in_w + pad_h - tap / kw * dilation_h, w = pixel % in_w + pad_w - tap % kw * dilation_w;
+        if (h < 0 || w < 0 || h % stride_h || w % stride_w || h / stride_h >= out_h || w / stride_w >= out_w) return -1;
+        return (image * out_h + h / stride_h) * out_w + w / stride_w;
+    }
+    Index source(Index out, Index tap) const {
+        const Index image = out / (out_h * out_w), pixel = out % (out_h * out_w);
+        const Index h = pixel / out_w * stride_h - pad_h + tap / kw * dilation_h;
+        const Index w = pixel % out_w * stride_w - pad_w + tap % kw * dilation_w;
+        return h < 0 || w < 0 || h >= in_h || w >= in_w ? -1 : (image * in_h + h) * in_w + w;
+    }
 };
 }
 
@@ -300,9 +313,9 @@ static void pack(const float *weight, const Problem &p, const Shape &s, int tile
         for (Index i = 0; i < s.features; i++)
             for (int e = 0; e < tile_size; e++) {
                 const Index at = tile * tile_size + e, tap = at / p.outputs, o = at % p.outputs;
-                const float *from = weight + (o * s.features + i) * J * p.taps + tap;
+                const float *from = weight + (o * s.features + i) * J * p.taps() + tap;
                 float *to = packed + (tile * s.features + i) * J * tile_size + e;
-                for (Index j = 0; j < J; j++) to[j * tile_size] = at < s.outputs ? from[j * p.taps] : 0.f;
+                for (Index j = 0; j < J; j++) to[j * tile_size] = at < s.outputs ? from[j * p.taps()] : 0.f;
             }
 }
 static void unpack(const float *packed, const Problem &p, const Shape &s, int tile_size, float *weight) {
@@ -310,48 +323,47 @@ static void unpack(const float *packed, const Problem &p, const Shape &s, int ti
 #pragma omp parallel for schedule(static) collapse(2)
     for (Index o = 0; o < p.outputs; o++)
         for (Index i = 0; i < s.features; i++)
-            for (Index tap = 0; tap < p.taps; tap++) {
+            for (Index tap = 0; tap < p.taps(); tap++) {
                 const Index at = tap * p.outputs + o;
                 const float *from = packed + (at / tile_size * s.features + i) * J * tile_size + at % tile_size;
-                float *to = weight + (o * s.features + i) * J * p.taps + tap;
-                for (Index j = 0; j < J; j++) to[j * p.taps] = from[j * tile_size];
+                float *to = weight + (o * s.features + i) * J * p.taps() + tap;
+                for (Index j = 0; j < J; j++) to[j * p.taps()] = from[j * tile_size];
             }
 }
 
 // Sums z of the input rows [from, from + n) to the outputs that they reach, in an order that threads do not change.
 static void fold(const Problem &p, Index from, Index n, const float *z, float *y) {
-    Index low = p.rows / p.in_rows * p.out_rows, high = -1;
+    const Index taps = p.taps();
+    Index low = p.rows / (p.in_h * p.in_w) * p.out_h * p.out_w, high = -1;
     for (Index row = from; row < from + n; row++)
-        for (Index tap = 0; tap < p.taps; tap++) {
-            const Index to = p.targets[row % p.in_rows * p.taps + tap];
-            if (to < 0) continue;
-            low = std::min(low, row / p.in_rows * p.out_rows + to);
-            high = std::max(high, row / p.in_rows * p.out_rows + to);
+        for (Index tap = 0; tap < taps; tap++) {
+            const Index out = p.target(row, tap);
+            if (out < 0) continue;
+            low = std::min(low, out);
+            high = std::max(high, out);
         }
 #pragma omp parallel for schedule(static)
     for (Index out = low; out <= high; out++)
-        for (Index tap = 0; tap < p.taps; tap++) {
-            const Index source = p.sources[out % p.out_rows * p.taps + tap];
-            const Index row = out / p.out_rows * p.in_rows + source - from;
-            if (source < 0 || row < 0 || row >= n) continue;
-            const float *sum = z + (row * p.taps + tap) * p.outputs;
+        for (Index tap = 0; tap < taps; tap++) {
+            const Index row = p.source(out, tap) - from;
+            if (row < 0 || row >= n) continue;
+            const float *sum = z + (row * taps + tap) * p.outputs;
             for (Index o = 0; o < p.outputs; o++) y[out * p.outputs + o] += sum[o];
         }
 }
 
 // The gradients that reach z of the rows [from, from + n), in tiles (tiles, n, TILE), zeros beyond.
 static void gather(const Problem &p, const Shape &s, Index from, Index n, const float *g, int tile_size, float *tiled) {
+    const Index taps = p.taps();
 #pragma omp parallel for schedule(static)
     for (Index row = 0; row < n; row++)
-        for (Index tap = 0, at = 0; tap <= p.taps; tap++) {
-            const Index in = from + row;
-            const Index to = tap == p.taps ? -1 : !p.targets ? in : p.targets[in % p.in_rows * p.taps + tap];
-            const Index out = p.targets ? in / p.in_rows * p.out_rows + to : in;
-            const Index stop = tap == p.taps ? s.tiles * tile_size : at + p.outputs;
+        for (Index tap = 0, at = 0; tap <= taps; tap++) {
+            const Index out = tap == taps ? -1 : p.convolution ? p.target(from + row, tap) : from + row;
+            const Index stop = tap == taps ? s.tiles * tile_size : at + p.outputs;
             for (Index o = 0; at < stop;) {
                 const Index width = std::min(stop - at, tile_size - at % tile_size);
                 float *into = tiled + (at / tile_size * n + row) * tile_size + at % tile_size;
-                if (to < 0) std::fill(into, into + width, 0.f);
+                if (out < 0) std::fill(into, into + width, 0.f);
                 else std::memcpy(into, g + out * p.outputs + o, width * 4);
                 at += width, o += width;
             }
@@ -378,21 +390,21 @@ extern "C" {
 // y (rows of output, O) from x (rows, I) and weight (O, I, J, taps).
 void kan_forward(const Problem *problem, const Grid *grid, const float *x, const float *weight, float *y) {
     const Problem &p = *problem;
-    const Index I = p.features, part = std::min<Index>(p.rows, ROWS), all = p.taps * p.outputs;
+    const Index I = p.features, part = std::min<Index>(p.rows, ROWS), all = p.taps() * p.outputs;
     const int nv = vectors(all), tile = nv * WIDTH;
     const Shape s{I, p.functions, all, (all + tile - 1) / tile};
-    Buffer<float> packed(s.tiles * I * s.functions * tile), values(part * I * K1), z(p.targets ? part * all : 0);
+    Buffer<float> packed(s.tiles * I * s.functions * tile), values(part * I * K1), z(p.convolution ? part * all : 0);
     Buffer<int32_t> start(part * I);
     pack(weight, p, s, tile, packed.data);
-    if (p.targets) std::memset(y, 0, p.rows / p.in_rows * p.out_rows * p.outputs * 4);
+    if (p.convolution) std::memset(y, 0, p.rows / (p.in_h * p.in_w) * p.out_h * p.out_w * p.outputs * 4);
     for (Index from = 0; from < p.rows; from += ROWS) {
         const Index n = std::min<Index>(ROWS, p.rows - from);
-        float *into = p.targets ? z.data : y + from * all;
+        float *into = p.convolution ? z.data : y + from * all;
         expand<false>(x, from, from + n, I, *grid, start.data, values.data, nullptr);
 #define CALL(NV) forward_rows<NV>(start.data, values.data, s, packed.data, n, into)
         WITH_TILE(CALL)
 #undef CALL
-        if (p.targets) fold(p, from, n, z.data, y);
+        if (p.convolution) fold(p, from, n, z.data, y);
     }
 }
 
@@ -400,7 +412,7 @@ void kan_forward(const Problem *problem, const Grid *grid, const float *x, const
 void kan_backward(const Problem *problem, const Grid *grid, const float *x, const float *weight, const float *g,
                   float *gx, float *gweight) {
     const Problem &p = *problem;
-    const Index I = p.features, part = std::min<Index>(p.rows, ROWS), all = p.taps * p.outputs;
+    const Index I = p.features, part = std::min<Index>(p.rows, ROWS), all = p.taps() * p.outputs;
     const int nv = vectors(all), tile = nv * WIDTH;
     const Shape s{I, p.functions, all, (all + tile - 1) / tile};
     const Index weights = s.tiles * I * s.functions * tile;
