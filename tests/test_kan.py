@@ -148,7 +148,7 @@ def test_choices_are_checked_by_name():
 def test_convolution_of_linear_splines_is_conv2d():
     """Coefficients w xi_j at the Greville abscissae make every tap the line w x: the layer is conv2d on its grid."""
     torch.manual_seed(0)
-    layer = KANConv2d(3, 5, 3, padding=1, base=None).double()
+    layer = KANConv2d(3, 5, 3, padding=1, grid_size=4, base=None).double()
     w = torch.randn(5, 3, 3, 3, dtype=torch.float64)
     with torch.no_grad():
         line = splines.greville(layer.knots[0], 3)
