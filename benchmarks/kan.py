@@ -1,6 +1,6 @@
 """KAN layers side by side: ours, the textbook form, flashkan and pykan from PyPI, and plain layers.
 
-Usage: python benchmarks/kan.py [--quick] [--device cuda] [--out FILE]
+Usage: python benchmarks/kan.py | python benchmarks/kan.py --quick|--device cuda --out FILE
 Everything runs in one process, in turns (A B C A B C ...), after a warm-up, so that a slow minute of the machine
 slows all alike; medians and quartiles are written. Peak memory is measured in a process of its own for each.
 The peers get the weights of ours, and their outputs are checked against ours before anything is timed.
@@ -360,12 +360,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the headline shapes alone")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, help=f"default {OUT.name}; with --quick or --device cuda it must be given")
     parser.add_argument("--memory", nargs=5, metavar=("NAME", "I", "O", "N", "G"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=SyntaxWarning)
     if options.memory:
         return measure_memory(options.memory[0], *map(int, options.memory[1:]))
+    if options.out is None and (options.quick or options.device != "cpu"):
+        parser.error("--quick and --device cuda measure less than the book shows: give --out, another file")
+    out = options.out or OUT
+    if options.device == "cuda":
+        LINEAR["ours_triton"] = (lambda ours: with_kernel(ours, "triton"), LINEAR["ours"][1])
     headline = [HEADLINE, (*HEADLINE[:3], 32)]
     shapes = headline + ([] if options.quick else [s for s in SHAPES if s not in headline])
     results = provenance() | {"machine_limits": limits() if options.device == "cpu" else {}}
@@ -381,8 +386,8 @@ def main() -> None:
         results["memory_mb"] = {name: round(memory_of(name, HEADLINE), 1) for name in names}
         results["bars"] = bars(linear, conv, results["deployment"], results["memory_mb"])
         print(json.dumps(results["bars"], indent=1))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

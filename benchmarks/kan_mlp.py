@@ -24,6 +24,8 @@ inner layers, was chosen on validation splits before; the MLPs have no such sett
 Results: "validation" holds a score for each of "learning_rates", "scores" the test scores of SEEDS, "std" their sample
 standard deviation, "seconds" the mean of training alone; "kan_minus_..." are paired differences; "equal_time" is
 mlp_params anew, its steps multiplied by the KAN's seconds over its own: it alone depends on the machine's speed.
+Its rate is the one tuned for the shorter runs; a large one can diverge over so many more steps, so a low score there
+says that the rate does not suit, not that more time hurts.
 """
 
 import argparse

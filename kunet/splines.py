@@ -68,12 +68,13 @@ def basis(
             f" function of degree k needs k + 2 knots"
         )
     x = x.unsqueeze(-1)
+    held = x.clamp(knots[..., :1], knots[..., -1:])  # infinity times the 0 of an empty indicator is not 0
     left, right = knots[..., :-1], knots[..., 1:]
     at_end = (x == knots[..., -1:]) & (right == knots[..., -1:]) & (left < right)
     values = (((x >= left) & (x < right)) | at_end).to(x.dtype)
     for k in range(1, degree + 1):
-        rise = _ratio(x - knots[..., : -k - 1], knots[..., k:-1] - knots[..., : -k - 1])
-        fall = _ratio(knots[..., k + 1 :] - x, knots[..., k + 1 :] - knots[..., 1:-k])
+        rise = _ratio(held - knots[..., : -k - 1], knots[..., k:-1] - knots[..., : -k - 1])
+        fall = _ratio(knots[..., k + 1 :] - held, knots[..., k + 1 :] - knots[..., 1:-k])
         values = rise * values[..., :-1] + fall * values[..., 1:]
     return values
 

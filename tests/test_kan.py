@@ -86,6 +86,17 @@ def test_outside_the_grid_only_the_base_is_left():
     assert not KANLinear(2, 2, base=None)(x).any()
 
 
+def test_a_bfloat16_layer_returns_bfloat16():
+    torch.manual_seed(0)
+    layer = KANLinear(8, 6, bias=True)
+    for rows in (5, 900):
+        x = torch.empty(rows, 8).uniform_(-1, 1)
+        low = copy.deepcopy(layer).bfloat16()(x.bfloat16())
+        assert low.dtype == torch.bfloat16 and float((low.float() - layer(x)).norm() / layer(x).norm()) < 0.02
+        with torch.autocast("cpu", torch.bfloat16):
+            assert KANLinear(256, 256)(torch.randn(rows, 256)).dtype == torch.bfloat16
+
+
 def test_nan_in_nan_out():
     x = torch.tensor([[0.1, float("nan")]])
     for base in (None, torch.nn.functional.silu):

@@ -1,5 +1,6 @@
 """Every kernel against the float64 reference: values and gradients, over degrees, grids, shapes and odd inputs."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -118,6 +119,8 @@ def test_any_shape(kernel, degree, cells, rows, features, outputs, lower, span, 
     if rows > 60:
         x[3], x[4], x[5], x[6] = knots[0, degree], knots[0, -degree - 1], knots[0, degree + 1], lower + 1000 * span
         x[7] = float("nan")
+        if outside != "linear":
+            x[8], x[9] = float("inf"), -float("inf")
     weight = torch.randn(outputs, features, grid.functions, generator=generator, dtype=torch.float64)
     exact = kernels.linear(x, grid, weight, "reference")
     found = kernels.linear(x.float(), single(grid), weight.float(), kernel)
@@ -205,13 +208,64 @@ def test_nothing_is_compiled_at_import(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_once_differentiable_says_so():
-    x = torch.randn(8, 4, requires_grad=True)
-    (first,) = torch.autograd.grad(KANLinear(4, 4, kernel="eager")(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-    (first,) = torch.autograd.grad(KANLinear(4, 4, kernel="reference")(x).sum(), x, create_graph=True)
-    first.square().sum().backward()
+@pytest.mark.parametrize("rows", [8, 700])
+@pytest.mark.parametrize("kernel", FAST)
+def test_gradients_can_be_differentiated_again(kernel, rows):
+    """As penalties on gradients and physics losses need: of x and of the weights, weights frozen or not."""
+    torch.manual_seed(0)
+    layer = KANLinear(4, 3, kernel=kernel)
+    with torch.no_grad():
+        layer.spline_weight.normal_()
+    exact = copy.deepcopy(layer).double()
+    exact.kernel = "reference"
+    x = torch.empty(rows, 4).uniform_(-1.3, 1.3)
+
+    def second(layer, x):
+        x = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), (x, *layer.parameters()))
+
+    for a, b in zip(second(layer, x), second(exact, x.double())):
+        assert distance(a, b) < 1e-4
+    for model, value in ((layer, x), (exact, x.double())):
+        model.requires_grad_(False)
+        value.requires_grad_()
+    (one,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+    xd = x.detach().double().requires_grad_()
+    (other,) = torch.autograd.grad(exact(xd).sum(), xd, create_graph=True)
+    assert distance(torch.autograd.grad(one.sum(), x)[0], torch.autograd.grad(other.sum(), xd)[0]) < 1e-4
+
+
+@needs_compiler
+def test_what_does_not_fit_never_reaches_the_compiled_kernel():
+    layer = KANLinear(16, 16, kernel="local")
+    x = torch.randn(300, 16)
+    with pytest.raises(ValueError, match=r"the weights torch\.float64 on cpu; they must agree"):
+        copy.deepcopy(layer).double()(x)
+    with pytest.raises(ValueError, match="on meta; they must agree"):
+        copy.deepcopy(layer).to("meta")(x)
+    layer.set_knots(splines.uniform_knots(400, 3).repeat(16, 1), (-1.0, 1.0, 400))
+    with pytest.raises(ValueError, match="16 features and the grid 403 functions; the weights are for 16 and 8"):
+        layer(x)
+
+
+def test_a_large_image_in_bands(monkeypatch):
+    """More rows than fit a chunk or a band, with stride and dilation: the same as in one piece."""
+    from kunet.kan.kernels import eager
+
+    torch.manual_seed(0)
+    for options in ({"padding": 1}, {"stride": 2, "dilation": 2, "padding": (3, 1)}, {"padding": 6}):
+        layer = KANConv2d(3, 5, 3, padding_mode="bases", kernel="traced", **options)
+        x, results = torch.empty(2, 3, 37, 41).uniform_(-1.2, 1.2), []
+        for kernel in FAST:
+            monkeypatch.setattr(eager, "PIXELS", 700)
+            layer.kernel = kernel
+            value = x.clone().requires_grad_()
+            y = layer(value)
+            results.append((y.detach(), *torch.autograd.grad(y.square().sum(), (value, *layer.parameters()))))
+        for found in results[1:]:
+            for a, b in zip(found, results[0]):
+                assert distance(a, b.double()) < 1e-5, options
 
 
 CONVOLUTIONS = {
@@ -276,7 +330,7 @@ def test_convolution_gradients(name, kernel):
         4, 8, **({"kernel_size": 3} | CONVOLUTIONS[name]), padding_mode="bases", kernel="reference"
     ).double()
     exact.load_state_dict(layer.state_dict())
-    x = torch.empty(3, 4, 13, 11).uniform_(-1.5, 1.5).requires_grad_()
+    x = torch.empty(3, 4, 23, 19).uniform_(-1.5, 1.5).requires_grad_()
     xd = x.detach().double().requires_grad_()
     y, yd = layer(x), exact(xd)
     g = torch.randn_like(y)

@@ -112,6 +112,10 @@ def test_adapting_to_odd_data():
     x = torch.stack([torch.zeros(50), torch.tensor([1.0, 2.0]).repeat(25)], 1)
     grids.adapt(layer, x)
     assert bool(layer(x).isfinite().all()) and bool((layer.knots.diff(dim=1) > 0).all())
+    fine = KANLinear(1, 1, 32)
+    before = fine(torch.ones(1, 1)).detach()
+    grids.adapt(fine, torch.ones(20, 1))
+    assert bool((fine.knots.diff(dim=1) > 0).all()) and torch.allclose(fine(torch.ones(1, 1)), before, atol=1e-2)
     with pytest.raises(ValueError, match="1 rows"):
         grids.adapt(layer, x[:1])
     with pytest.raises(ValueError, match="finite"):
@@ -149,6 +153,47 @@ def test_state_dict_loads_after_a_grid_change():
     assert torch.equal(twin(image), conv(image))
     with pytest.raises(RuntimeError, match="size mismatch"):
         KANLinear(4, 2).load_state_dict(changed.state_dict())
+
+
+def test_loading_brings_the_whole_function_along():
+    """Another range, a constrained layer on an adapted grid; nothing is shared with the source, nothing half-done."""
+    x = torch.empty(50, 3).uniform_(-1, 1)
+    source, other = rough(LowRankKANLinear(3, 2, 2, grid_range=(-3.0, 3.0))), LowRankKANLinear(3, 2, 2)
+    other.load_state_dict(source.state_dict())
+    assert torch.allclose(other(x), source(x))
+    layers = []
+    for size in (8, 5):
+        layer = KANLinear(3, 2, size, base=None, outside="linear")
+        if size == 8:
+            grids.adapt(layer, torch.randn(300, 3))
+        layers.append(shapes.constrain(layer, "convex"))
+    layers[1].load_state_dict(layers[0].state_dict())
+    assert torch.allclose(layers[1](x), layers[0](x), atol=1e-6)
+    source, other = rough(KANLinear(3, 2, 10, grid_range=(-0.1, 0.7))), KANLinear(3, 2, 10, grid_range=(-0.1, 0.7))
+    other(x).sum().backward()
+    other.load_state_dict(source.state_dict())
+    assert other.grid_range == (-0.1, 0.7) and other.knots.data_ptr() != source.knots.data_ptr()
+    smaller = KANLinear(3, 2, 4)
+    smaller(x).sum().backward()
+    smaller.load_state_dict(source.state_dict())
+    smaller(x).sum().backward()
+    narrow = KANLinear(3, 4, 5)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        narrow.load_state_dict(source.state_dict())
+
+
+def test_adapting_under_ddp(tmp_path):
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        layer = KANLinear(3, 2)
+        model = nn.parallel.DistributedDataParallel(layer)
+        for step in range(4):
+            model(torch.randn(20, 3)).sum().backward()
+            if step == 1:
+                grids.adapt(layer, torch.randn(100, 3))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_fit_recovers_a_layer():
@@ -410,6 +455,12 @@ def test_table_is_near_and_its_two_ways_agree():
     assert bool(table._gathered(x)[3].isnan().all())
     held = x.nan_to_num().clamp(x[x == x].min(), x[x == x].max())
     assert torch.equal(table(held * 100).isfinite(), torch.ones(600, 90, dtype=torch.bool))
+    assert torch.allclose(copy.deepcopy(table).double()(x[5:9]), table(x[5:9]), rtol=1e-4, atol=1e-3)
+    for wrong in (x[:, :5], x):
+        with pytest.raises(ValueError, match="give finite rows of 70 features"):
+            TableKANLinear(layer, 8, wrong)
+    with pytest.raises(ValueError, match="intervals; at most 4096"):
+        TableKANLinear(layer, 8, torch.tensor([[0.0], [1e6]]).expand(2, 70))
     with pytest.raises(ValueError, match="0 samples"):
         TableKANLinear(layer, 0)
 
@@ -420,8 +471,16 @@ def test_polynomials_are_exact(degree):
     x = torch.empty(500, 3, dtype=torch.float64).uniform_(-4, 4)
     with torch.no_grad():
         assert torch.allclose(PolynomialKANLinear(layer)(x), layer(x), atol=1e-10)
+        knots = layer.knots[0, :3].repeat(2, 1).T  # the ends and the knots themselves, too
+        for at in (knots, -knots, torch.ones(2, 3).double(), torch.full((1, 3), torch.nan).double()):
+            at = at.reshape(-1, 1).expand(-1, 3)
+            assert torch.allclose(PolynomialKANLinear(layer)(at), layer(at), atol=1e-9, equal_nan=True)
         grids.adapt(layer, x / 3)
         assert torch.allclose(PolynomialKANLinear(layer)(x), layer(x), atol=1e-9)
+        breaks = torch.linspace(-1, 1, 6, dtype=torch.float64)
+        layer.set_knots(splines.clamped_knots(breaks, degree).repeat(3, 1))
+        ends = torch.tensor([[1.0, -1.0, 0.2]], dtype=torch.float64)
+        assert torch.allclose(PolynomialKANLinear(layer)(ends), layer(ends), atol=1e-9)
     with pytest.raises(ValueError, match="outside 'linear'"):
         PolynomialKANLinear(KANLinear(2, 2, outside="linear"))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kunet.kan import kernels
 from kunet.kan.kernels import Kernel, Outside
-from kunet.kan.layer import KANLayer, exact
+from kunet.kan.layer import KANLayer, as_linear_would, exact
 
 Pair = int | tuple[int, int]
 Padding = Literal["zeros", "reflect", "replicate", "circular", "bases"]
@@ -92,7 +92,8 @@ class KANConv2d(KANLayer):
         reach = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(self.dilation, self.kernel_size, settings["padding"])]
         if x.shape[2] < reach[0] or x.shape[3] < reach[1]:
             raise ValueError(f"KANConv2d: x is {tuple(x.shape)} after padding; the kernel needs {reach[0]}x{reach[1]}")
-        y = kernels.conv2d(exact(x), self.grid, self.coefficients(), self.kernel, **settings)
+        y = kernels.conv2d(exact(x), self.grid, exact(self.coefficients()), self.kernel, **settings)
+        y = as_linear_would(y, x)
         if self.bias is not None:
             y = y + self.bias[:, None, None]
         return y if self.base_weight is None else y + F.conv2d(self.base(x), self.base_coefficients(), **settings)

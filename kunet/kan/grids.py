@@ -19,7 +19,8 @@ def refine(layer: KANLayer, grid_size: int, optimizer: torch.optim.Optimizer | N
     """Cut the cells of the grid into smaller ones, in place ("grid extension"); the same functions on the same range.
 
     Exact when grid_size is a multiple of the old one, else the nearest splines on the new grid. The parameter stays
-    the same object with another shape, so the optimiser keeps it; its moments no longer fit and are dropped.
+    the same object with another shape, so the optimiser keeps it; its moments no longer fit and are dropped. Wrap a
+    DistributedDataParallel model anew.
 
     Args: grid_size: the new G; optimizer: the one that trains the layer, if any.
     Raises: ValueError when grid_size is below the layer's, or the layer has another basis than B-splines.
@@ -86,7 +87,7 @@ def adapt(
     quantiles = torch.quantile(rows[:: -(-len(rows) // 100_000)], steps, dim=0).T.contiguous()
     quantiles = distributed.mean(quantiles)
     low, high = quantiles[:, :1], quantiles[:, -1:]
-    span = (high - low).clamp(min=1e-6 * quantiles.abs().amax().clamp(min=1.0))  # a constant feature has none
+    span = torch.maximum(high - low, 1e-3 * (1 + high.abs()))  # a constant feature has none
     low, span = low - margin * span, (1 + 2 * margin) * span
     even = low + span * steps
     quantiles[:, :1], quantiles[:, -1:] = low, low + span
@@ -108,14 +109,19 @@ def regrid(
     Raises: ValueError for knots that decrease, or a layer of another basis or of constrained weights.
     """
     _check(layer, "regrid")
+    knots = knots.to(layer.knots)  # what the layer will hold, not what was asked for
     change = transfer(layer.grid, Grid(knots.double(), layer.degree, uniform, layer.outside)).to(layer.spline_weight)
     weight, groups = layer.spline_weight.data, len(layer.knots) // layer.spline_weight.shape[1]
     layer.set_knots(knots, uniform)
     grouped, change = weight.unflatten(0, (groups, -1)), change.unflatten(0, (groups, -1))
     # The same parameter in another shape. A loss that is still held keeps the old shape's gradient node alive; data
     # of another type in between make torch forget it.
-    layer.spline_weight.data = weight.new_empty(0, dtype=torch.float16)
-    layer.spline_weight.data = torch.einsum("goij...,ginj->goin...", grouped, change).flatten(0, 1)
+    changed = torch.einsum("goij...,ginj->goin...", grouped, change).flatten(0, 1)
+    if changed.shape == weight.shape:  # nothing to forget, and DDP's hooks stay
+        weight.copy_(changed)
+    else:
+        layer.spline_weight.data = weight.new_empty(0, dtype=torch.float16)
+        layer.spline_weight.data = changed
     layer.spline_weight.grad = None
     if optimizer is not None:
         optimizer.state.pop(layer.spline_weight, None)

@@ -37,10 +37,7 @@ class KANLayer(nn.Module):
         super().__init__()
         name = type(self).__name__
         knots = splines.uniform_knots(grid_size, degree, *grid_range)
-        if outside not in ("zero", "linear", "clamp"):
-            raise ValueError(f"{name}: outside is {outside!r}; choose 'zero', 'linear' or 'clamp'")
-        if kernel not in kernels.KERNELS:
-            raise ValueError(f"{name}: kernel {kernel!r} is not known; choose one of {', '.join(kernels.KERNELS)}")
+        check_choices(name, outside, kernel)
         if basis not in bases.BASES:
             raise ValueError(f"{name}: basis {basis!r} is not known; choose one of {', '.join(bases.BASES)}")
         self.degree, self.base, self.basis, self.outside, self.kernel = degree, base, basis, outside, kernel
@@ -98,7 +95,7 @@ class KANLayer(nn.Module):
             (knots[:, -self.degree - 1] > knots[:, self.degree]).all()
         ):
             raise ValueError(f"{type(self).__name__}: knots must not decrease, and must span more than a point")
-        self.knots = knots.to(self.knots)
+        self.knots = knots.to(self.knots, copy=True)
         self._uniform, self._grid = uniform, None
 
     def reset_parameters(self) -> None:
@@ -174,7 +171,18 @@ class KANLayer(nn.Module):
                 if saved is not None and saved.dim() == parameter.dim() and saved.shape != parameter.shape:
                     if name.endswith(("spline_weight", "spline_weight.original")) and saved.shape[2] == size:
                         parameter.data = parameter.new_empty(*parameter.shape[:2], size, *parameter.shape[3:])
-            self.set_knots(knots, _uniform_of(knots, self.degree))
+                        parameter.grad = None
+            for name, buffer in self.named_buffers():
+                if name.endswith("gaps") and prefix + name in state:
+                    buffer.data = buffer.new_empty(state[prefix + name].shape)
+            fits = any(
+                n.endswith(("spline_weight", "spline_weight.original"))
+                and p.shape[2] in (size, size - 1)
+                and prefix + n in state
+                for n, p in self.named_parameters()
+            )
+            if fits and not torch.equal(knots.to(self.knots), self.knots):
+                self.set_knots(knots, uniform_of(knots, self.degree))
         if prefix + "edge_mask" in state:
             self.edge_mask = torch.empty_like(state[prefix + "edge_mask"], device=self.knots.device)
         super()._load_from_state_dict(state, prefix, *rest)
@@ -189,12 +197,28 @@ class KANLayer(nn.Module):
         return ", ".join(words)
 
 
+def check_choices(name: str, outside: str, kernel: str) -> None:
+    """Raises: ValueError on an unknown one."""
+    if outside not in ("zero", "linear", "clamp"):
+        raise ValueError(f"{name}: outside is {outside!r}; choose 'zero', 'linear' or 'clamp'")
+    if kernel not in kernels.KERNELS:
+        raise ValueError(f"{name}: kernel {kernel!r} is not known; choose one of {', '.join(kernels.KERNELS)}")
+
+
+def as_linear_would(y: Tensor, x: Tensor) -> Tensor:
+    """y, computed in float32 at least, in the type that torch.nn.Linear would return for x."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return y.to(torch.get_autocast_dtype(kind))
+    return y.to(x.dtype)
+
+
 def exact(x: Tensor) -> Tensor:
     """Splines are computed in float32 at least: a bfloat16 has eight bits to say where in the grid it lies."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _uniform_of(knots: Tensor, degree: int) -> tuple[float, float, int] | None:
+def uniform_of(knots: Tensor, degree: int) -> tuple[float, float, int] | None:
     """(lower, upper, cells) when all rows are one uniform grid, as far as the knots' precision can tell."""
     row, cells = knots[0].double(), knots.shape[1] - 2 * degree - 1
     lower, upper = float(row[degree]), float(row[-degree - 1])

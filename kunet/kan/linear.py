@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kunet.kan import kernels
 from kunet.kan.kernels import Kernel, Outside
-from kunet.kan.layer import KANLayer, exact
+from kunet.kan.layer import KANLayer, as_linear_would, exact
 
 
 class KANLinear(KANLayer):
@@ -71,7 +71,7 @@ class KANLinear(KANLayer):
             raise ValueError(
                 f"KANLinear: x is {tuple(x.shape)}; its last size must be in_features = {self.in_features}"
             )
-        y = kernels.linear(exact(x), self.grid, self.coefficients(), self.kernel)
+        y = as_linear_would(kernels.linear(exact(x), self.grid, exact(self.coefficients()), self.kernel), x)
         if self.bias is not None:
             y = y + self.bias
         return y if self.base_weight is None else y + F.linear(self.base(x), self.base_coefficients())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kunet import splines
 from kunet.kan import kernels
 from kunet.kan.kernels import Grid, Kernel, Outside
-from kunet.kan.layer import exact
+from kunet.kan.layer import as_linear_would, check_choices, exact, uniform_of
 from kunet.kan.linear import KANLinear
 
 
@@ -45,6 +45,7 @@ class LowRankKANLinear(nn.Module):
         super().__init__()
         if min(in_features, out_features, rank) < 1:
             raise ValueError(f"LowRankKANLinear: {in_features} -> {out_features} of rank {rank}; all must be 1 or more")
+        check_choices("LowRankKANLinear", outside, kernel)
         knots = splines.uniform_knots(grid_size, degree, *grid_range)
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.grid_size, self.degree, self.grid_range, self.outside = grid_size, degree, tuple(grid_range), outside
@@ -65,7 +66,7 @@ class LowRankKANLinear(nn.Module):
         weight = torch.einsum("ir,rj->rij", self.inputs, self.functions)
         uniform = (*map(float, self.grid_range), self.grid_size)
         grid = Grid(self.knots.expand(self.in_features, -1), self.degree, uniform, self.outside)
-        z = kernels.linear(exact(x), grid, weight, self.kernel)
+        z = as_linear_would(kernels.linear(exact(x), grid, exact(weight), self.kernel), x)
         if self.base_share is not None:
             z = z + F.linear(self.base(x), (self.inputs * self.base_share).T)
         return F.linear(z, self.outputs, self.bias)
@@ -83,6 +84,12 @@ class LowRankKANLinear(nn.Module):
             if self.bias is not None:
                 layer.bias.copy_(self.bias)
         return layer
+
+    def _load_from_state_dict(self, state: dict, prefix: str, *rest) -> None:
+        knots = state.get(prefix + "knots")
+        if knots is not None and knots.shape == self.knots.shape and not torch.equal(knots.to(self.knots), self.knots):
+            self.grid_range = uniform_of(knots, self.degree)[:2]
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def extra_repr(self) -> str:
         grid = f"grid_size={self.grid_size}, degree={self.degree}, grid_range={self.grid_range}"

@@ -26,7 +26,14 @@ def edge_importance(layer: KANLayer, x: Float[Tensor, "*batch features"]) -> Flo
     Source: compare arXiv 2408.10205 (KAN 2.0), section 3.1, whose edge scores are these, propagated backwards.
     """
     rows = x.reshape(-1, x.shape[-1])
-    return regularise.edge_values(layer, rows[:: -(-len(rows) // _ROWS) or 1]).std(0, correction=0)
+    rows = rows[:: -(-len(rows) // _ROWS) or 1]
+    edges = layer.spline_weight[:, :, 0].numel()
+    centre = regularise.edge_values(layer, rows[:1])[0]  # deviations from it keep their digits
+    total = square = torch.zeros_like(centre)
+    for part in rows.split(max(1, (1 << 25) // edges)):  # rows x edges numbers at a time
+        away = regularise.edge_values(layer, part) - centre
+        total, square = total + away.sum(0), square + away.square().sum(0)
+    return (square / len(rows) - (total / len(rows)).square()).clamp(min=0).sqrt()
 
 
 @torch.no_grad()
@@ -155,14 +162,20 @@ class SparseKANLinear(nn.Module):
 
 def _layers(model: nn.Sequential, name: str) -> list[KANLinear]:
     layers = list(model)
-    if not layers or not all(isinstance(layer, KANLinear) for layer in layers):
-        raise ValueError(f"{name}: {[type(layer).__name__ for layer in layers]}; give a Sequential of KANLinear layers")
+    plain = (isinstance(layer, KANLinear) and not hasattr(layer, "parametrizations") for layer in layers)
+    if not layers or not all(plain):
+        found = ", ".join(type(layer).__name__ for layer in layers)
+        raise ValueError(f"{name}: layers {found}; give a Sequential of KANLinear layers, unconstrained")
     return layers
 
 
 def _alive(layer: KANLinear) -> Tensor:
     shape = layer.spline_weight.shape[:2]
-    return torch.ones(shape, dtype=torch.bool) if layer.edge_mask is None else layer.edge_mask.bool()
+    return (
+        torch.ones(shape, dtype=torch.bool, device=layer.knots.device)
+        if layer.edge_mask is None
+        else layer.edge_mask.bool()
+    )
 
 
 def _fold(first: KANLinear, second: KANLinear, constant: Tensor) -> None:

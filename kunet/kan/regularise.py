@@ -16,12 +16,13 @@ def edge_values(layer: KANLayer, x: Float[Tensor, "*batch features"]) -> Float[T
     Rows x edges numbers: give a sample of the data, not all of it.
     """
     rows = exact(x.reshape(-1, x.shape[-1]))
-    index = layer.features_of_inputs()
-    y = torch.einsum("poij,oij...->poi...", layer.grid.planes(rows)[:, index], layer.coefficients())
-    weight = layer.base_coefficients()
+    members, weight = layer.spline_weight.shape[1], layer.base_coefficients()
+    grouped = lambda t: t.unflatten(0, (len(layer.knots) // members, -1))
+    planes = layer.grid.planes(rows).unflatten(1, (-1, members))  # rows, groups, inputs of the group, functions
+    y = torch.einsum("pgij,goij...->pgoi...", planes, grouped(layer.coefficients())).flatten(1, 2)
     if weight is None:
         return y
-    values = layer.base(rows)[:, index]
+    values = layer.base(rows)[:, layer.features_of_inputs()]
     return y + values.view(*values.shape, *[1] * (weight.dim() - 2)) * weight
 
 
@@ -64,10 +65,11 @@ def smoothness(layer: KANLayer) -> Float[Tensor, ""]:
         raise ValueError(
             f"smoothness: basis {layer.basis!r} of degree {layer.degree}; give B-splines of degree 2 or more"
         )
-    rough = roughness(layer.knots, layer.degree).to(layer.spline_weight)[layer.features_of_inputs()]
-    c = layer.coefficients().flatten(3) if layer.spline_weight.dim() > 3 else layer.coefficients().unsqueeze(-1)
-    energy = (c * torch.einsum("oijl,oilt->oijt", rough, c)).sum(2)
-    return energy.mean()
+    members = layer.spline_weight.shape[1]
+    rough = roughness(layer.knots, layer.degree).to(layer.spline_weight).unflatten(0, (-1, members))
+    c = layer.coefficients().unflatten(0, (len(rough), -1))
+    energy = (c * torch.einsum("gijl,goil...->goij...", rough, c)).sum()
+    return energy / layer.spline_weight[:, :, 0].numel()
 
 
 def roughness(knots: Float[Tensor, "features knots"], degree: int) -> Float[Tensor, "features functions functions"]:

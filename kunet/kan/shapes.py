@@ -30,7 +30,7 @@ class _Shaped(nn.Module):
         super().__init__()
         self.sign = -1.0 if shape in ("decreasing", "concave") else 1.0
         self.curved = shape in ("convex", "concave")
-        self.register_buffer("gaps", gaps, persistent=False)
+        self.register_buffer("gaps", gaps)  # saved: a state dict brings its grid along
 
     def forward(self, free: Tensor) -> Tensor:
         gaps = self.gaps.view(*self.gaps.shape, *[1] * (free.dim() - 3))

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from kunet import splines
 from kunet.kan.kernels import compiled
+from kunet.kan.kernels.grid import last_piece
+from kunet.kan.layer import exact
 from kunet.kan.linear import KANLinear
 
 _ROWS = 64  # that the uncompiled path gathers at a time
+_MOST = 4096  # intervals of a table
 _TILE = 64  # outputs side by side, as table.cpp reads them
 
 
@@ -40,11 +43,22 @@ class TableKANLinear(nn.Module):
         knots = layer.knots.detach().double()
         lower, upper = knots[:, 0], knots[:, -1]
         cell = (knots[:, -layer.degree - 1] - knots[:, layer.degree]) / layer.grid_size
+        if x is not None and (x.dim() != 2 or x.shape[1] != layer.in_features or not bool(x.isfinite().all())):
+            raise ValueError(f"TableKANLinear: x is {tuple(x.shape)}; give finite rows of {layer.in_features} features")
         if x is not None and len(x):
             seen = x.detach().double()
             lower, upper = seen.amin(0), torch.maximum(seen.amax(0), seen.amin(0) + cell)
         self.intervals = max(1, round(float((samples * (upper - lower) / cell).max())))
-        points = lower + (upper - lower) * torch.linspace(0, 1, self.intervals + 1, dtype=torch.float64)[:, None]
+        if self.intervals > _MOST:
+            raise ValueError(
+                f"TableKANLinear: {self.intervals} intervals; at most {_MOST}: x reaches far beyond the"
+                f" grid, or there are too many samples"
+            )
+        points = (
+            lower
+            + (upper - lower)
+            * torch.linspace(0, 1, self.intervals + 1, dtype=torch.float64, device=knots.device)[:, None]
+        )
         edges = _edges(layer, points.to(layer.knots.dtype)).double()  # samples, inputs, outputs
         # A constant of an edge costs nothing in the offset. A scale each output and each input: weak ones keep digits.
         centre = (edges.amax(0) + edges.amin(0)) / 2
@@ -70,7 +84,9 @@ class TableKANLinear(nn.Module):
         if x.shape[-1] != self.in_features:
             raise ValueError(f"TableKANLinear: x is {tuple(x.shape)}; its last size must be {self.in_features}")
         rows = x.reshape(-1, self.in_features).float().contiguous()
-        library = compiled.load("table") if x.device.type == "cpu" else None
+        # a cast module has other bytes than the compiled kernel reads
+        plain = all(t.device.type == "cpu" for t in (rows, self.table)) and self.lower.dtype == torch.float32
+        library = compiled.load("table") if plain else None
         y = self._compiled(library, rows) if library else self._gathered(rows)
         return y.reshape(*x.shape[:-1], self.out_features)
 
@@ -83,16 +99,16 @@ class TableKANLinear(nn.Module):
 
     def _gathered(self, rows: Tensor) -> Tensor:
         """The same sums in plain torch, for other devices and for machines without a compiler."""
-        s = ((rows - self.lower) * self.inverse_step).clamp(0, self.intervals)
+        s = ((rows - self.lower.float()) * self.inverse_step.float()).clamp(0, self.intervals)
         at = s.nan_to_num().long().clamp(max=self.intervals - 1)
-        second = ((s - at) * self.strength + 0.5).floor()
-        weights = torch.stack([self.strength - second, second], -1)
+        second = ((s - at) * self.strength.float() + 0.5).floor()
+        weights = torch.stack([self.strength.float() - second, second], -1)
         feature, y = torch.arange(self.in_features, device=rows.device), []
         for part, chunk in zip(at.split(_ROWS), weights.split(_ROWS)):
             pairs = self.table[:, feature, part].float()  # tiles, rows, inputs, outputs of the tile, 2
             y.append(torch.einsum("tniop,nip->nto", pairs, chunk).flatten(1))
         sums = torch.cat(y)[:, : self.out_features] if y else rows.new_zeros(0, self.out_features)
-        return sums * self.scale + self.offset
+        return sums * self.scale.float() + self.offset.float()
 
     def extra_repr(self) -> str:
         megabytes = self.table.numel() / 1e6
@@ -120,7 +136,7 @@ class PolynomialKANLinear(nn.Module):
         self.base, self.spans = layer.base, layer.knots.shape[1] - 1
         knots = layer.grid.exact_knots(layer.knots.double())
         table, first = splines.pieces(knots, layer.degree)
-        index = first[..., None] + torch.arange(layer.degree + 1)  # input, span, function
+        index = first[..., None] + torch.arange(layer.degree + 1, device=first.device)  # input, span, function
         coefficients = layer.coefficients().detach().double()
         taken = torch.stack([coefficients[:, i, index[i]] for i in range(layer.in_features)], 1)
         polynomials = torch.einsum("oisr,isrp->ispo", taken, table)
@@ -132,15 +148,17 @@ class PolynomialKANLinear(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch outputs"]:
-        rows = x.reshape(-1, self.in_features)
+        rows = exact(x).reshape(-1, self.in_features)
         columns = rows.T.contiguous()
         feature = torch.arange(self.in_features, device=x.device)[:, None]
-        span = (torch.searchsorted(self.knots, columns, right=True) - 1).clamp(0, self.spans - 1)
+        span = (torch.searchsorted(self.knots, columns, right=True) - 1).clamp(min=0)
+        span = span.minimum(last_piece(self.knots)[:, None])  # the last one that is not empty is closed on the right
         left, right = self.knots[feature, span], self.knots[feature, span + 1]
         u = torch.where(right > left, (columns - left) / (right - left), 0.0)
-        inside = (columns >= self.knots[:, :1]) & (columns < self.knots[:, -1:]) | columns.isnan()
+        inside = (columns >= self.knots[:, :1]) & (columns <= self.knots[:, -1:]) | columns.isnan()
         power = torch.arange(self.degree + 1, device=x.device)
-        values = torch.where(inside[..., None], u[..., None] ** power, 0.0).transpose(0, 1)
+        u = torch.where(inside[..., None], u[..., None] ** power, 0.0)
+        values = (u + torch.where(columns.isnan(), columns, 0.0)[..., None]).transpose(0, 1)
         index = ((feature * self.spans + span)[..., None] * (self.degree + 1) + power).transpose(0, 1)
         y = F.embedding_bag(index.flatten(1), self.polynomials, mode="sum", per_sample_weights=values.flatten(1))
         if self.bias is not None:

@@ -70,6 +70,7 @@ def linear(
     kernel: Kernel | str = "auto",
 ) -> Float[Tensor, "*batch outputs"]:
     """y_o = sum_i sum_j weight[o, i, j] B_j(x_i)."""
+    _check("linear", x, x.shape[-1], grid, weight, weight.shape[1])
     rows = x.reshape(-1, x.shape[-1])
     chosen = choose(kernel, x, rows.shape[0], weight.shape[0] * weight.shape[1], grid)
     if chosen in ("reference", "traced"):
@@ -92,8 +93,10 @@ def conv2d(
 ) -> Float[Tensor, "B O H2 W2"]:
     """y[b, o, h, w] = sum over i, dh, dw, j of weight[o, i, j, dh, dw] B_j(x[b, i, h', w']), as conv2d places h', w'.
 
-    ``padding`` adds zeros to the *basis values*: a pixel outside contributes nothing.
+    ``padding`` adds zeros to the *basis values*: a pixel outside contributes nothing. Kernels without a convolution of
+    their own ("triton", and "local" where there are groups) hand over to "eager".
     """
+    _check("conv2d", x, x.shape[1], grid, weight, weight.shape[1] * groups)
     settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     chosen = choose(kernel, x, x.shape[0] * x.shape[2] * x.shape[3], weight[:, :, 0].numel(), grid)
     if chosen == "triton" or (chosen == "local" and groups > 1):
@@ -105,3 +108,16 @@ def conv2d(
     columns = x.permute(0, 2, 3, 1)
     planes = grid.reference(columns) if chosen == "reference" else grid.planes(columns)
     return F.conv2d(planes.flatten(3).permute(0, 3, 1, 2), weight.flatten(1, 2), **settings)
+
+
+def _check(name: str, x: Tensor, features: int, grid: Grid | Basis, weight: Tensor, inputs: int) -> None:
+    """Before any pointer goes to a compiled kernel: everything must fit."""
+    if features != inputs or weight.shape[2] != grid.functions:
+        raise ValueError(
+            f"{name}: x has {features} features and the grid {grid.functions} functions; the weights are for {inputs}"
+            f" and {weight.shape[2]} (after set_knots with another size, set the weights too, or use kan.grids)"
+        )
+    if x.device != weight.device or x.dtype != weight.dtype:
+        raise ValueError(
+            f"{name}: x is {x.dtype} on {x.device}, the weights {weight.dtype} on {weight.device}; they must agree"
+        )

@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -13,9 +14,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kunet.kan.kernels.grid import Grid
 
@@ -66,20 +67,22 @@ def library(degree: int) -> ctypes.CDLL | None:
 def load(source: str, *options: str) -> ctypes.CDLL | None:
     """A C++ file of this folder as a library, built if need be; None where that is impossible."""
     path = Path(__file__).with_name(f"{source}.cpp")
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
+    named = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not named:
         return None
-    words = [path.read_text(), compiler, *FLAGS, *options, _processor()]
+    compiler = shlex.split(named)  # CXX may be "ccache g++"
+    words = [path.read_text(), *compiler, *FLAGS, *options, _processor()]
     name = f"{source}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:20]}.so"
     for folder in (_cache(), Path(tempfile.gettempdir()) / f"kunet-{os.getuid() if hasattr(os, 'getuid') else 0}"):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+            about = folder.lstat()
+            if hasattr(os, "getuid") and (about.st_uid != os.getuid() or about.st_mode & 0o022 or folder.is_symlink()):
                 continue  # never load code from a folder that someone else can write
-            return ctypes.CDLL(str(_build([compiler, *FLAGS, *options, str(path)], folder / name)))
-        except subprocess.CalledProcessError as error:
-            reason = (error.stderr.strip().splitlines() or ["no message"])[0]
-            warnings.warn(f"kunet: {compiler} could not build the fast KAN kernel ({reason})", stacklevel=3)
+            return ctypes.CDLL(str(_build([*compiler, *FLAGS, *options, str(path)], folder / name)))
+        except (subprocess.CalledProcessError, FileNotFoundError) as error:
+            reason = (str(getattr(error, "stderr", error)).strip().splitlines() or ["no message"])[0]
+            warnings.warn(f"kunet: {named} could not build the fast KAN kernel ({reason})", stacklevel=3)
             return None
         except OSError:
             continue  # a folder that cannot be written, or one mounted without permission to run code
@@ -130,8 +133,8 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, grid: Grid, geometry: tuple) -> Tensor:
-        x, weight = x.detach().contiguous(), weight.detach().contiguous()
         ctx.save_for_backward(x, weight)
+        x, weight = x.contiguous(), weight.contiguous()
         ctx.grid, ctx.geometry = grid, geometry
         per_image = math.prod(geometry[0]), math.prod(geometry[1])
         y = x.new_empty(len(x) // per_image[0] * per_image[1], len(weight))
@@ -140,15 +143,27 @@ class _Sums(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g: Tensor) -> tuple:
         x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: gradients that can be differentiated again
+            wanted = [t for t, needed in zip((x, weight), ctx.needs_input_grad) if needed]
+            found = iter(torch.autograd.grad(_plain(x, weight, ctx.grid, ctx.geometry), wanted, g, create_graph=True))
+            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:2]), None, None
+        x, weight = x.contiguous(), weight.contiguous()
         gx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         gw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         if g.numel():
             problem = _problem(x, weight, ctx.geometry)
             _call("kan_backward", ctx.grid, problem, x, weight, g.float().contiguous(), gx, gw)
         return gx, gw, None, None
+
+
+def _plain(x: Tensor, weight: Tensor, grid: Grid, geometry: tuple) -> Tensor:
+    """The same sums as tensor operations."""
+    (height, width), _, kernel, stride, padding, dilation = geometry
+    planes = grid.planes(x).view(-1, height, width, weight.shape[1] * weight.shape[2]).permute(0, 3, 1, 2)
+    y = F.conv2d(planes, weight.flatten(1, 2).unflatten(-1, kernel), None, stride, padding, dilation)
+    return y.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _problem(x: Tensor, weight: Tensor, geometry: tuple) -> _Problem:

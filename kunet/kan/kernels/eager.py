@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from kunet.kan.kernels.grid import Grid
 
 ROWS = 512  # tokens expanded at a time; larger buffers leave the cache and pay page faults
+PIXELS = 1 << 18  # values (channels x pixels) of a band that a convolution expands at a time
 
 
 class _Expand(torch.autograd.Function):
@@ -24,8 +24,10 @@ class _Expand(torch.autograd.Function):
         return planes.scatter_(-1, _indices(start, grid.degree), values)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():  # create_graph: a gradient that can be differentiated again
+            (x,) = ctx.saved_tensors
+            return torch.autograd.grad(ctx.grid.planes(x), x, gradient, create_graph=True)[0], None
         start, _, slopes = ctx.grid.local(ctx.saved_tensors[0])
         return (gradient.gather(-1, _indices(start, ctx.grid.degree)) * slopes).sum(-1), None
 
@@ -50,16 +52,39 @@ def linear(
 
 
 def conv2d(
-    x: Float[Tensor, "B C H W"], grid: Grid, weight: Float[Tensor, "O I functions kh kw"], **convolution
+    x: Float[Tensor, "B C H W"],
+    grid: Grid,
+    weight: Float[Tensor, "O I functions kh kw"],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
 ) -> Float[Tensor, "B O H2 W2"]:
-    """One conv2d over C (G + k) planes of basis values, an image at a time, expanded again in backward."""
+    """One conv2d over C (G + k) planes of basis values, a band of an image at a time, expanded again in backward."""
+    channels, height, width = x.shape[1:]
+    reach = dilation[0] * (weight.shape[-2] - 1) + 1
+    rows = (height + 2 * padding[0] - reach) // stride[0] + 1
+    step = max(1, PIXELS // (channels * width * stride[0]))
+    options = {"stride": stride, "padding": (0, padding[1]), "dilation": dilation, "groups": groups}
 
-    def part(images: Tensor, weight: Tensor) -> Tensor:
-        planes = _Expand.apply(images.permute(0, 2, 3, 1).contiguous(), grid).flatten(3).permute(0, 3, 1, 2)
-        return F.conv2d(planes, weight, **convolution)
+    def part(band: Tensor, weight: Tensor, above: int, below: int) -> Tensor:
+        planes = _Expand.apply(band.permute(0, 2, 3, 1).contiguous(), grid).flatten(3).permute(0, 3, 1, 2)
+        # padding first, as a band that lies in the padding altogether keeps no row of its own
+        planes = F.pad(planes, (0, 0, max(above, 0), max(below, 0)))
+        planes = planes[:, :, max(-above, 0) : planes.shape[2] - max(-below, 0)]
+        return F.conv2d(planes, weight, **options)
 
     flat, again = weight.flatten(1, 2), torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if len(x) <= 1:
-        return part(x, flat)
-    chunks = x.split(1)
-    return torch.cat([checkpoint(part, c, flat, use_reentrant=False) if again else part(c, flat) for c in chunks])
+    images = []
+    for image in x.split(1):
+        bands = []
+        for first in range(0, rows, step):
+            top = first * stride[0] - padding[0]
+            bottom = (min(rows, first + step) - 1) * stride[0] - padding[0] + reach
+            # at least one row of the image, even where the kernel sees only padding
+            low, high = min(max(top, 0), height - 1), max(min(bottom, height), 1)
+            low = min(low, high - 1)
+            arguments = (image[:, :, low:high], flat, low - top, bottom - high)
+            bands.append(checkpoint(part, *arguments, use_reentrant=False) if again else part(*arguments))
+        images.append(torch.cat(bands, 2))
+    return torch.cat(images) if images else part(x, flat, padding[0], padding[0])

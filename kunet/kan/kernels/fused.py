@@ -25,7 +25,6 @@ from functools import cache
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kunet.kan.kernels.grid import Grid
 
@@ -70,17 +69,23 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
-        x, weight = x.detach().contiguous(), weight.detach()
         ctx.save_for_backward(x, weight)
+        x = x.contiguous()
         ctx.grid, ctx.dtype = grid, dtype
         y = x.new_empty(len(x), len(weight), dtype=dtype)
         _launch("forward", y.shape, grid, weight, x, _planes(weight, dtype), y)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g: Tensor) -> tuple:
+        if torch.is_grad_enabled():  # create_graph: gradients that can be differentiated again
+            x, weight = ctx.saved_tensors
+            wanted = [t for t, needed in zip((x, weight), ctx.needs_input_grad) if needed]
+            y = torch.einsum("nij,oij->no", ctx.grid.planes(x), weight)
+            found = iter(torch.autograd.grad(y, wanted, g.to(y.dtype), create_graph=True))
+            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:2]), None, None
         (x, weight), grid, gx, gw = ctx.saved_tensors, ctx.grid, None, None
+        x = x.contiguous()
         g, edges = g.to(ctx.dtype).contiguous(), weight[0].numel()
         if ctx.needs_input_grad[0]:
             gx = torch.empty_like(x)

@@ -44,10 +44,14 @@ class Grid:
         return self.knots.shape[-1] - self.degree - 1
 
     @cached_property
+    def _pieces(self) -> tuple[Tensor, Tensor, Tensor]:
+        knots = self.exact_knots(self.knots.detach().double()).contiguous()
+        return knots, *splines.pieces(knots, self.degree)
+
+    @cached_property
     def tables(self) -> tuple[Tensor, ...]:
         """The basis as polynomials for the compiled kernel: breaks, coefficients, base intervals, first functions."""
-        knots = self.exact_knots(self.knots.detach().double()).contiguous()
-        table, first = splines.pieces(knots, self.degree)
+        knots, table, first = self._pieces
         ends = torch.stack([knots[:, self.degree], knots[:, -self.degree - 1]], 1)
         return knots.float(), table.float().contiguous(), ends.float(), first.int().contiguous()
 
@@ -109,13 +113,13 @@ class Grid:
 
     def _local_pieces(self, x: Tensor) -> Local:
         knots = self.exact_knots(x)
-        table, first = splines.pieces(knots.double(), self.degree)
+        _, table, first = self._pieces
         table, k = table.to(x.dtype), self.degree
         low, high = knots[:, k], knots[:, -k - 1]
         at = x if self.outside == "zero" else x.clamp(low, high)
         columns = at.reshape(-1, len(knots)).T.contiguous()
         piece = torch.searchsorted(knots, columns, right=True) - 1
-        last = _last_piece(knots) if self.outside == "zero" else _last_piece(knots[:, : len(knots[0]) - k])
+        last = last_piece(knots) if self.outside == "zero" else last_piece(knots[:, : len(knots[0]) - k])
         piece = piece.clamp(min=0).minimum(last[:, None])
         row = torch.arange(len(knots), device=x.device)[:, None]
         left, width = knots[row, piece], knots[row, piece + 1] - knots[row, piece]
@@ -151,7 +155,7 @@ class Grid:
         return knots.expand(len(self.knots), -1)
 
 
-def _last_piece(knots: Tensor) -> Tensor:
+def last_piece(knots: Tensor) -> Tensor:
     """Index of each feature's last piece of positive width."""
     positive = knots[:, 1:] > knots[:, :-1]
     index = torch.arange(positive.shape[1], device=knots.device)

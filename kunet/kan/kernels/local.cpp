@@ -289,18 +289,12 @@ struct Problem {
     Index rows, features, functions, outputs, convolution;
     Index in_h, in_w, out_h, out_w, kh, kw, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
     Index taps() const { return kh * kw; }
-    // The output pixel that an input pixel reaches through a tap, and the input pixel that an output sees; -1: none.
+    // The output pixel that an input pixel reaches through a tap; -1: none.
     Index target(Index row, Index tap) const {
         const Index image = row / (in_h * in_w), pixel = row % (in_h * in_w);
         const Index h = pixel / in_w + pad_h - tap / kw * dilation_h, w = pixel % in_w + pad_w - tap % kw * dilation_w;
         if (h < 0 || w < 0 || h % stride_h || w % stride_w || h / stride_h >= out_h || w / stride_w >= out_w) return -1;
         return (image * out_h + h / stride_h) * out_w + w / stride_w;
-    }
-    Index source(Index out, Index tap) const {
-        const Index image = out / (out_h * out_w), pixel = out % (out_h * out_w);
-        const Index h = pixel / out_w * stride_h - pad_h + tap / kw * dilation_h;
-        const Index w = pixel % out_w * stride_w - pad_w + tap % kw * dilation_w;
-        return h < 0 || w < 0 || h >= in_h || w >= in_w ? -1 : (image * in_h + h) * in_w + w;
     }
 };
 }
@@ -331,25 +325,25 @@ static void unpack(const float *packed, const Problem &p, const Shape &s, int ti
             }
 }
 
-// Sums z of the input rows [from, from + n) to the outputs that they reach, in an order that threads do not change.
-static void fold(const Problem &p, Index from, Index n, const float *z, float *y) {
+// Sums z of the input rows [from, from + n) to the outputs that they reach. Threads share out the channels, so that
+// every sum is made in one order.
+static void fold(const Problem &p, Index from, Index n, const float *z, Index *targets, float *y) {
     const Index taps = p.taps();
-    Index low = p.rows / (p.in_h * p.in_w) * p.out_h * p.out_w, high = -1;
-    for (Index row = from; row < from + n; row++)
-        for (Index tap = 0; tap < taps; tap++) {
-            const Index out = p.target(row, tap);
-            if (out < 0) continue;
-            low = std::min(low, out);
-            high = std::max(high, out);
-        }
 #pragma omp parallel for schedule(static)
-    for (Index out = low; out <= high; out++)
-        for (Index tap = 0; tap < taps; tap++) {
-            const Index row = p.source(out, tap) - from;
-            if (row < 0 || row >= n) continue;
-            const float *sum = z + (row * taps + tap) * p.outputs;
-            for (Index o = 0; o < p.outputs; o++) y[out * p.outputs + o] += sum[o];
+    for (Index row = 0; row < n; row++)
+        for (Index tap = 0; tap < taps; tap++) targets[row * taps + tap] = p.target(from + row, tap);
+#pragma omp parallel for schedule(static)
+    for (Index slice = 0; slice < (p.outputs + WIDTH - 1) / WIDTH; slice++) {
+        const Index start = slice * WIDTH, stop = std::min<Index>(p.outputs, start + WIDTH);
+        for (Index at = 0; at < n * taps; at++) {
+            if (targets[at] < 0) continue;
+            const float *sum = z + at * p.outputs;
+            float *out = y + targets[at] * p.outputs;
+            if (stop - start == WIDTH) store(out + start, load(out + start) + load(sum + start));
+            else
+                for (Index o = start; o < stop; o++) out[o] += sum[o];
         }
+    }
 }
 
 // The gradients that reach z of the rows [from, from + n), in tiles (tiles, n, TILE), zeros beyond.
@@ -394,6 +388,7 @@ void kan_forward(const Problem *problem, const Grid *grid, const float *x, const
     const int nv = vectors(all), tile = nv * WIDTH;
     const Shape s{I, p.functions, all, (all + tile - 1) / tile};
     Buffer<float> packed(s.tiles * I * s.functions * tile), values(part * I * K1), z(p.convolution ? part * all : 0);
+    Buffer<Index> targets(p.convolution ? part * p.taps() : 0);
     Buffer<int32_t> start(part * I);
     pack(weight, p, s, tile, packed.data);
     if (p.convolution) std::memset(y, 0, p.rows / (p.in_h * p.in_w) * p.out_h * p.out_w * p.outputs * 4);
@@ -404,7 +399,7 @@ void kan_forward(const Problem *problem, const Grid *grid, const float *x, const
 #define CALL(NV) forward_rows<NV>(start.data, values.data, s, packed.data, n, into)
         WITH_TILE(CALL)
 #undef CALL
-        if (p.convolution) fold(p, from, n, z.data, y);
+        if (p.convolution) fold(p, from, n, z.data, targets.data, y);
     }
 }
 
