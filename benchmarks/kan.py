@@ -381,7 +381,8 @@ def main() -> None:
         LINEAR["ours_triton"] = (lambda ours: with_kernel(ours, "triton"), LINEAR["ours"][1])
     headline = [HEADLINE, (*HEADLINE[:3], 32)]
     shapes = headline + ([] if options.quick else [s for s in SHAPES if s not in headline])
-    results = provenance() | {"machine_limits": limits() if options.device == "cpu" else {}}
+    command = " ".join(["python benchmarks/kan.py", *sys.argv[1:]])
+    results = provenance(command) | {"machine_limits": limits() if options.device == "cpu" else {}}
     linear = []
     for shape in shapes:
         print("linear", *shape, flush=True)
