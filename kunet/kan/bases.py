@@ -5,6 +5,7 @@ z below is x mapped so that [a, b] becomes [-1, 1]. A basis offers ``functions``
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Basis:
+class Basis(ABC):
     """A fixed set of functions, the same for every feature.
 
     Args: grid_size, degree: G and k, so that there are as many functions as B-splines would be; grid_range: [a, b].
@@ -34,8 +35,9 @@ class Basis:
 
     reference = planes
 
-    def of(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def of(self, z: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features functions"]:
+        """The functions at z."""
 
     def _bumps(self, z: Tensor) -> Tensor:
         """(z - centre) / spacing for centres spread evenly over [-1, 1]."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kunet.kan.kernels.grid import Grid
+from kunet.kan.kernels.grid import Grid, traced_gradients
 
 FLAGS = ("-O3", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 OUTSIDE = {"zero": 0, "linear": 1, "clamp": 2}
@@ -146,9 +146,8 @@ class _Sums(torch.autograd.Function):
     def backward(ctx, g: Tensor) -> tuple:
         x, weight = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: gradients that can be differentiated again
-            wanted = [t for t, needed in zip((x, weight), ctx.needs_input_grad) if needed]
-            found = iter(torch.autograd.grad(_plain(x, weight, ctx.grid, ctx.geometry), wanted, g, create_graph=True))
-            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:2]), None, None
+            y = _plain(x, weight, ctx.grid, ctx.geometry)
+            return *traced_gradients(y, (x, weight), ctx.needs_input_grad[:2], g), None, None
         x, weight = x.contiguous(), weight.contiguous()
         gx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         gw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None

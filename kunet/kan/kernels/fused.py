@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kunet.kan.kernels.grid import Grid
+from kunet.kan.kernels.grid import Grid, traced_gradients
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: kernels run on the CPU, for tests
 MAX_DEGREE = 5
@@ -80,10 +80,8 @@ class _Sums(torch.autograd.Function):
     def backward(ctx, g: Tensor) -> tuple:
         if torch.is_grad_enabled():  # create_graph: gradients that can be differentiated again
             x, weight = ctx.saved_tensors
-            wanted = [t for t, needed in zip((x, weight), ctx.needs_input_grad) if needed]
             y = torch.einsum("nij,oij->no", ctx.grid.planes(x), weight)
-            found = iter(torch.autograd.grad(y, wanted, g.to(y.dtype), create_graph=True))
-            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:2]), None, None
+            return *traced_gradients(y, (x, weight), ctx.needs_input_grad[:2], g.to(y.dtype)), None, None
         (x, weight), grid, gx, gw = ctx.saved_tensors, ctx.grid, None, None
         x = x.contiguous()
         g, edges = g.to(ctx.dtype).contiguous(), weight[0].numel()

@@ -160,3 +160,10 @@ def last_piece(knots: Tensor) -> Tensor:
     positive = knots[:, 1:] > knots[:, :-1]
     index = torch.arange(positive.shape[1], device=knots.device)
     return torch.where(positive, index, -1).amax(1)
+
+
+def traced_gradients(y: Tensor, inputs: tuple[Tensor, ...], needed: tuple[bool, ...], g: Tensor) -> list[Tensor | None]:
+    """Gradients of y that can be differentiated again, None where not needed: for the backward of other kernels."""
+    wanted = [tensor for tensor, need in zip(inputs, needed) if need]
+    found = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
+    return [next(found) if need else None for need in needed]
