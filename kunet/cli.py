@@ -187,13 +187,11 @@ def _train(args) -> None:
     from kunet.train import build, train
 
     recipe = recipes.load(args.recipe, _fields(args.extra))
-    model, _ = build(recipe)
+    model, task = build(recipe)
     out = args.out or Path("runs") / recipe.name
     device = _device(args.device)
     if args.dry_run:
-        from kunet.data import load_photos
-
-        photos, held = load_photos(recipe.data, recipe.held_out)
+        photos, held = task.load(recipe.data, recipe.held_out)
         print(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(recipe))), sort_keys=False), end="")
         count = sum(p.numel() for p in model.parameters())
         print(

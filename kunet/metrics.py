@@ -21,6 +21,15 @@ def log_mse(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"])
     return (mse(restored, clean) + 1e-8).log().mean()
 
 
+def l1(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
+    """Mean absolute error."""
+    return (restored - clean).abs().mean()
+
+
+OBJECTIVES = {"log_mse": log_mse, "l1": l1}
+"""What restoring networks may be trained to lessen, by name."""
+
+
 def psnr(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
     """Peak signal-to-noise ratio of each image in dB, peak 1: -10 log10(MSE); inf where they are equal."""
     _check(restored, clean)

@@ -2,7 +2,7 @@
 
 All randomness is a function of (seed, step): the crops, the noise and (reseeded each step) dropout. So a
 checkpoint holds no random state, and more processes would only split each step's crops among them.
-Notebook: notebooks/07_kunet.ipynb.
+Notebook: notebooks/09_kunet.ipynb.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
 from kunet import models, tasks
-from kunet.data import Crops, load_photos
+from kunet.data import Crops
 from kunet.images import to_tensor
 from kunet.recipes import Phase, Recipe
 from kunet.runs import Run, save_weights
@@ -89,7 +89,7 @@ def train(
         raise ValueError(
             f"recipe {recipe.name!r}: compile needs a C++ compiler, and there is none; give --compile false"
         )
-    photos, held = load_photos(recipe.data, recipe.held_out, progress)
+    examples, held = task.load(recipe.data, recipe.held_out, progress)
     run = Run(folder)
     layout = torch.channels_last
     model = model.to(device, memory_format=layout).train()
@@ -112,9 +112,9 @@ def train(
             continue
         if step >= last:
             break
-        crops = Crops(photos, phase.patch, first + phase.batch, recipe.seed)
-        clean = default_collate([crops[first + i] for i in range(phase.batch)])
-        batch = task.batch(clean, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)).to(device, layout)
+        crops = Crops(examples, phase.patch, first + phase.batch, recipe.seed)
+        drawn = default_collate([crops[first + i] for i in range(phase.batch)])
+        batch = task.batch(drawn, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)).to(device, layout)
         torch.manual_seed(recipe.seed * 1_000_003 + step)  # dropout
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
@@ -143,13 +143,14 @@ def train(
                 crops_per_s=round(rate, 1),
             )
             bar.set_postfix(
-                loss=f"{sum(losses) / len(losses):.3f}", psnr=f"{score:.2f}", crops_s=f"{rate:.0f}", refresh=False
+                {"loss": f"{sum(losses) / len(losses):.3f}", task.measure: f"{score:.4g}", "crops_s": f"{rate:.0f}"},
+                refresh=False,
             )
             losses = []
         if done % recipe.save_every == 0 or done == last:
             if probe is not None:
                 score = validate(average.module, task, probe.to(device, layout))
-                run.log(step=done, psnr=score)
+                run.log(step=done, **{task.measure: score})
             run.save(
                 {
                     "step": done,
@@ -161,12 +162,12 @@ def train(
             since = time.perf_counter()
     bar.close()
     if last == recipe.steps:
-        history = [[row["step"], round(row["psnr"], 3)] for row in run.read_log() if "psnr" in row]
+        history = [[row["step"], round(row[task.measure], 3)] for row in run.read_log() if task.measure in row]
         card = {
             "recipe": dataclasses.asdict(recipe),
-            "photos": len(photos),
+            "photos": len(examples),
             "held_out": len(held),
-            "held_out_psnr": history,
+            f"held_out_{task.measure}": history,
         }
         save_weights(run.folder / "weights.safetensors", average.module, recipe.model, recipe.model_args, card)
     return run
@@ -177,7 +178,7 @@ def validate(model: nn.Module, task, batch) -> float:
     """Mean score over a batch, one image at a time, in evaluation mode."""
     training = model.training
     model.eval()
-    pairs = zip(batch.noisy.split(1), batch.noise_level.split(1), batch.clean.split(1))
+    pairs = zip(batch.input.split(1), batch.noise_level.split(1), batch.target.split(1))
     scores = [float(task.score(model, type(batch)(*pair)).mean()) for pair in pairs]
     model.train(training)
     return sum(scores) / len(scores)

@@ -60,7 +60,7 @@ class Crops(Dataset):
     """Random square crops, turned and mirrored at random: item i is a function of (seed, i) alone.
 
     So a stopped run continues with the very crops it would have seen, and any number of workers or ranks
-    sees the same ones. Each item is a clean (3, size, size) in [0, 1]; photos are chosen evenly,
+    sees the same ones. Each item is (C, size, size) in [0, 1], of examples (H, W, C) uint8, chosen evenly;
     smaller ones than the crop are reflected.
     """
 
@@ -72,7 +72,7 @@ class Crops(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Float[Tensor, "3 H W"]:
+    def __getitem__(self, index: int) -> Float[Tensor, "C H W"]:
         if not 0 <= index < self.length:
             raise IndexError(index)
         random = np.random.default_rng((self.seed, index))

@@ -1,6 +1,6 @@
 """CompactKUnet: KUnet's ideas at a size that a laptop runs; the architecture of the released weights.
 
-Notebook: notebooks/07_kunet.ipynb.
+Notebook: notebooks/09_kunet.ipynb.
 """
 
 from itertools import pairwise

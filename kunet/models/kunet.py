@@ -1,7 +1,7 @@
 """KUnet as published for the NTIRE 2025 denoising challenge, with the published token fusion and a mended one.
 
 Facts of the published system: github.com/dbasina/KUnet_Dn50_Competition (models/team03_KUnet.py).
-Our own small models are in ``compact``. Notebook: notebooks/07_kunet.ipynb.
+Our own small models are in ``compact``. Notebook: notebooks/09_kunet.ipynb.
 """
 
 import torch
