@@ -1,0 +1,146 @@
+"""The command line: ``kunet denoise | train | evaluate | benchmark | notebook``, the same as ``python -m kunet``."""
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from kunet import __version__, recipes
+from kunet.cli import verbs
+from kunet.cli.verbs import fail
+from kunet.weights import DEFAULT
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line and exit 2."""
+
+    def error(self, message: str):
+        fail(f"{message}; see {self.prog} --help", self.prog)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point. Exit 0 when all is done, 2 after a mistake in the request or the files, 130 when interrupted."""
+    parser = _parser()
+    args, extra = parser.parse_known_args(argv)
+    if extra and args.run is not verbs.train:
+        parser.error(f"unknown argument {extra[0]!r}{recipes.nearest(extra[0], list(vars(args)))}")
+    args.extra = extra
+    try:
+        args.run(args)
+    except (ValueError, FloatingPointError) as error:
+        fail(str(error), f"kunet {args.command}")
+    except yaml.YAMLError as error:
+        fail(f"not a YAML value ({error})", f"kunet {args.command}")
+    except ModuleNotFoundError as error:
+        fail(f"the package {error.name} is not installed; pip install 'kunet[book]'", f"kunet {args.command}")
+    except MemoryError:
+        fail("not enough memory; give a smaller --memory, or a smaller batch", f"kunet {args.command}")
+    except OSError as error:
+        fail(f"{error.filename or 'system'}: {error.strerror or error}", f"kunet {args.command}")
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="kunet", description="Kolmogorov-Arnold networks for real images.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"kunet {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(name, run, help, description, **kwargs):
+        sub = commands.add_parser(name, help=help, description=description, allow_abbrev=False, **kwargs)
+        sub.set_defaults(run=run)
+        return sub
+
+    p = command(
+        "denoise", verbs.denoise, "remove noise from photos", "Remove noise from photos, one by one or whole folders."
+    )
+    p.add_argument("inputs", nargs="+", type=Path, metavar="PHOTO", help="image files, or folders of them")
+    p.add_argument("-o", "--output", type=Path, help="file or folder to write; default: PHOTO_denoised.png beside each")
+    p.add_argument(
+        "--sigma", type=float, default=50, help="strength of the noise in 8-bit levels, 0 to 255 (default: 50)"
+    )
+    _add_model(p)
+    p.add_argument("--force", action="store_true", help="overwrite files that exist")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    p = command(
+        "train", verbs.train, "train a recipe", "Train a recipe; --FIELD VALUE changes any field of it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="fields:\n" + "\n".join(f"  --{n.replace('_', '-'):15s} {t}" for n, t in recipes.describe().items()),
+    )  # fmt: skip
+    p.add_argument("--recipe", required=True, help=f"one of {', '.join(recipes.names())}, or a .yaml file")
+    p.add_argument("--out", type=Path, help="the run's folder, continued if it is there (default: runs/NAME)")
+    p.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    p.add_argument("--dry-run", action="store_true", help="check everything, print the recipe, train nothing")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    p = command(
+        "evaluate",
+        verbs.evaluate,
+        "score weights on images",
+        "Add noise to clean images, denoise them, report PSNR and SSIM.",
+    )
+    p.add_argument(
+        "sources",
+        nargs="*",
+        default=["bundled"],
+        metavar="FOLDER",
+        help='folders of clean images (default: "bundled", the held-out photos)',
+    )
+    p.add_argument("--sigma", type=float, default=50, help="in 8-bit levels (default: 50)")
+    p.add_argument(
+        "--noise",
+        default="float",
+        help='"float" (the literature\'s, default) or "u8" (clipped and rounded, as files are)',
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    p.add_argument("--json", type=Path, help="also write every image's scores to this file")
+    _add_model(p)
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    p = command(
+        "benchmark",
+        verbs.benchmark,
+        "time weights on this machine",
+        "Seconds and peak memory for images of given sizes.",
+    )
+    p.add_argument(
+        "--sizes", nargs="+", default=["512x512", "1024x1024", "2040x1356"], metavar="WxH", help="image sizes"
+    )
+    p.add_argument("--repeats", type=int, default=3, help="timed runs of each, after one warm-up (default: 3)")
+    p.add_argument("--json", type=Path, help="also write the rows to this file")
+    _add_model(p)
+
+    p = command(
+        "notebook",
+        verbs.notebook,
+        "run a notebook as a job",
+        "Run a notebook with checked parameters through papermill.",
+    )
+    p.add_argument("path", type=Path, metavar="NOTEBOOK", help="the .ipynb file")
+    p.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter (repeatable)"
+    )
+    p.add_argument("-f", "--file", type=Path, help="a YAML file of parameters; -p wins over it")
+    p.add_argument("-o", "--output", type=Path, help="the executed notebook (default: runs/NOTEBOOK)")
+    p.add_argument("--quick", action="store_true", help="start from the notebook's quick parameters")
+    p.add_argument("--list", action="store_true", help="print the notebook's parameters and stop")
+    return parser
+
+
+def _add_model(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--weights", default=DEFAULT, help=f"released weights, or a .safetensors file (default: {DEFAULT})")
+    p.add_argument(
+        "--memory", type=_gigabytes, default=2.0, metavar="GB", help="tile images that need more (default: 2)"
+    )
+    p.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0.05 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no memory budget; give gigabytes, at least 0.05")
+    return value

@@ -1,0 +1,167 @@
+"""What each subcommand does with its arguments."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from kunet import recipes
+
+
+def fail(message: str, prog: str = "kunet") -> None:
+    """One line on stderr, exit 2."""
+    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {name!r}; it must be cpu, cuda or auto")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, and torch sees no CUDA GPU here; use cpu or auto")
+    return name
+
+
+def _denoiser(args):
+    from kunet.denoise import Denoiser
+
+    return Denoiser.load(args.weights, args.memory * 1e9, _device(args.device))
+
+
+def denoise(args) -> None:
+    from kunet.denoise import denoise_paths, plan
+    from kunet.images import check_sigma
+
+    check_sigma(args.sigma)
+    plan(args.inputs, args.output, args.force)  # a wrong request costs no loading of weights
+    denoiser = _denoiser(args)
+    low, high = denoiser.trained_sigma
+    if not low <= args.sigma <= high:
+        print(f"kunet denoise: note: {args.weights} was trained for sigma {low:g} to {high:g}", file=sys.stderr)
+    failures = denoise_paths(args.inputs, args.output, args.sigma, denoiser, args.force, not args.quiet)
+    if failures:
+        fail(
+            "; ".join(failures) if len(failures) == 1 else f"{len(failures)} images failed: " + " | ".join(failures),
+            "kunet denoise",
+        )
+
+
+def train(args) -> None:
+    from kunet import train as training
+
+    recipe = recipes.load(args.recipe, _fields(args.extra))
+    model, task = training.build(recipe)
+    out = args.out or Path("runs") / recipe.name
+    device = _device(args.device)
+    if args.dry_run:
+        photos, held = task.load(recipe.data, recipe.held_out)
+        print(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(recipe))), sort_keys=False), end="")
+        count = sum(p.numel() for p in model.parameters())
+        print(
+            f"# {count:,} parameters; {len(photos)} photos to train on, {len(held)} held out; on {device}, into {out}"
+        )
+        return
+    run = training.train(recipe, out, device, not args.quiet)
+    print(f"{run.folder / 'weights.safetensors'}: done after {recipe.steps} steps")
+
+
+def _fields(extra: list[str]) -> dict:
+    """--batch-size 4 or --batch-size=4 -> {"batch_size": 4}; values are YAML."""
+    changes, rest = {}, list(extra)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise ValueError(f"unexpected argument {flag!r}; fields are given as --FIELD VALUE")
+        name, given, value = flag[2:].partition("=")
+        if not given:
+            if not rest:
+                raise ValueError(f"{flag} has no value; give --FIELD VALUE")
+            value = rest.pop(0)
+        try:
+            changes[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{flag}: {value!r} is not a YAML value; quote it") from None
+    return changes
+
+
+def evaluate(args) -> None:
+    from kunet import evaluate as scoring
+    from kunet.benchmark import provenance
+
+    _check_json(args.json)
+    denoiser, results = _denoiser(args), {}
+    for source in args.sources:
+        results[source] = scoring.summary(
+            scoring.evaluate(denoiser, source, args.sigma, args.noise, args.seed, not args.quiet)
+        )
+        row = results[source]
+        print(
+            f"{source}: {row['images']} images, sigma {args.sigma:g} ({args.noise} noise):"
+            f" {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, {row['seconds']:.3f} s an image"
+        )
+    _write_json(
+        args.json,
+        provenance()
+        | {"weights": args.weights, "sigma": args.sigma, "noise": args.noise, "seed": args.seed, "results": results},
+    )
+
+
+def benchmark(args) -> None:
+    from kunet import benchmark as timing
+
+    sizes = []
+    for text in args.sizes:
+        width, _, height = text.partition("x")
+        if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+            raise ValueError(f"--sizes: {text!r} is no size; give WIDTHxHEIGHT, such as 2040x1356")
+        sizes.append((int(width), int(height)))
+    _check_json(args.json)
+    if args.repeats < 1:
+        raise ValueError(f"--repeats is {args.repeats}; it must be 1 or more")
+    rows = timing.benchmark(_denoiser(args), sizes, args.repeats)
+    print(timing.machine())
+    for row in rows:
+        median = sorted(row["seconds"])[len(row["seconds"]) // 2]
+        how = f"tiles of {row['tile']}" if row["tile"] else "whole"
+        print(
+            f"{row['width']}x{row['height']}: {median:.3f} s ({min(row['seconds']):.3f} to {max(row['seconds']):.3f}),"
+            f" {how}, peak memory {row['peak_mb']} MB (+{row['added_mb']})"
+        )
+    _write_json(args.json, timing.provenance() | {"weights": args.weights, "rows": rows})
+
+
+def notebook(args) -> None:
+    from kunet import notebook as jobs
+
+    if args.list:
+        for parameter in jobs.parameters(args.path):
+            print(parameter)
+        return
+    given = jobs.read_file(args.file) if args.file else {}
+    given |= {name: yaml.safe_load(value) for name, value in args.p}
+    output = args.output or Path("runs") / args.path.name
+    jobs.run(args.path, output, given, args.quick)
+    print(output)
+
+
+def _check_json(path: Path | None) -> None:
+    """Before the work whose result it is to hold."""
+    from kunet.images import check_writable
+
+    if path is not None:
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: its folder {path.parent} does not exist; make it first")
+        check_writable(path)
+
+
+def _write_json(path: Path | None, content: dict) -> None:
+    from kunet.runs import write_whole
+
+    if path is not None:
+        write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
