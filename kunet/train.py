@@ -23,19 +23,35 @@ from tqdm.auto import tqdm
 from kunet import models, tasks
 from kunet.data import Crops
 from kunet.images import to_tensor
+from kunet.kan import training as kan
 from kunet.recipes import Phase, Recipe
-from kunet.runs import Run, save_weights
+from kunet.runs import Run, load_weights, save_weights
+from kunet.weights import find
 
 MAY_CHANGE = ("steps", "log_every", "save_every", "threads", "compile")
 """Fields that a continued run may be given anew: the rest would make it another run."""
 
 
 def build(recipe: Recipe) -> tuple[nn.Module, Any]:
-    """(model, task) of a recipe. Raises: ValueError for an unknown name or argument."""
+    """(model, task) of a recipe, the model with its ``start`` weights.
+
+    Raises: ValueError for an unknown name or argument, a start that is another model, KAN options without KAN layers.
+    """
     try:
-        return models.make(recipe.model, recipe.model_args), tasks.make(recipe.task, recipe.task_args)
+        model, task = models.make(recipe.model, recipe.model_args), tasks.make(recipe.task, recipe.task_args)
     except ValueError as error:
         raise ValueError(f"recipe {recipe.name!r}: {error}") from None
+    if not kan.layers(model) and (recipe.extend or recipe.prune or recipe.control_l1 or recipe.control_l2):
+        raise ValueError(
+            f"recipe {recipe.name!r}: {recipe.model} has no KAN layer; leave out extend, prune, control_l1, control_l2"
+        )
+    if recipe.start:
+        try:
+            model.load_state_dict(load_weights(find(recipe.start))[0].state_dict())
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:160]
+            raise ValueError(f"recipe {recipe.name!r}: start {recipe.start} holds another model ({what})") from None
+    return model, task
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -99,7 +115,8 @@ def train(
     )
     begin = 0
     if state := run.load():
-        run.check_recipe(dataclasses.asdict(recipe), may_change=MAY_CHANGE)
+        fixed = {"steps"} if recipe.extend or recipe.prune else set()  # which happen at shares of the steps
+        run.check_recipe(dataclasses.asdict(recipe), may_change=tuple(set(MAY_CHANGE) - fixed))
         begin = _restore(state, model, average, optimizer, recipe, run)
     run.write_recipe(dataclasses.asdict(recipe))
     network = torch.compile(model, dynamic=False) if recipe.compile else model  # one graph a phase
@@ -116,10 +133,11 @@ def train(
         drawn = default_collate([crops[first + i] for i in range(phase.batch)])
         batch = task.batch(drawn, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)).to(device, layout)
         torch.manual_seed(recipe.seed * 1_000_003 + step)  # dropout
+        _change_kans(recipe, step, model, average.module, optimizer, batch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            loss = task.loss(network, batch)
+            loss = task.loss(network, batch) + kan.penalty(model, recipe.control_l1, recipe.control_l2)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         losses.append(float(loss.detach()))
@@ -192,6 +210,21 @@ def _probe(held: list, task, size: int = 256):
     corner = lambda photo: tuple((length - side) // 2 for length in photo.shape[:2])
     crops = [to_tensor(photo[y : y + side, x : x + side]) for photo in held for y, x in [corner(photo)]]
     return task.probe(torch.stack(crops), seed=0)
+
+
+def _change_kans(recipe: Recipe, step: int, model: nn.Module, average: nn.Module, optimizer, batch) -> None:
+    """Grid extension and pruning that fall before this step, on the weights and on their average alike.
+
+    A checkpoint holds grids and masks with the weights, and the batch is a function of the step, so a continued run
+    does exactly what an unbroken one does.
+    """
+    for event in recipe.extend:
+        if step == round(event.at * recipe.steps):
+            kan.extend(model, event.grid_size, optimizer)
+            kan.extend(average, event.grid_size)
+    for event in recipe.prune:
+        if step == round(event.at * recipe.steps):
+            kan.mask_weakest(model, average, event.share, lambda: model(batch.input, batch.noise_level))
 
 
 def _restore(state: dict, model: nn.Module, average: nn.Module, optimizer, recipe: Recipe, run: Run) -> int:

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from kunet import recipes
+from kunet.runs import load_weights
 from kunet.train import train
 
 FEW = {
@@ -98,3 +99,67 @@ def test_own_photos(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
     run = train(few(data=[str(tmp_path / "photos")], held_out=1, steps=2), tmp_path / "run", progress=False)
     assert json.loads((run.folder / "weights.json").read_text())["photos"] == 2
+
+
+KANS = {
+    "extend": [{"at": 0.25, "grid_size": 10}, {"at": 0.75, "grid_size": 12}],
+    "prune": [{"at": 0.5, "share": 0.3}],
+    "control_l1": 1e-3,
+    "control_l2": 1e-3,
+}
+
+
+def test_grids_and_masks_change_on_the_way(tmp_path):
+    run = train(few(**KANS), tmp_path / "run", progress=False)
+    state = torch.load(run.folder / "checkpoint.pt", weights_only=True)
+    for weights_of in (state["model"], state["average"]):
+        (name,) = (k for k in weights_of if k.endswith("spline_weight"))
+        masked = 1 - float(weights_of[name.replace("spline_weight", "edge_mask")].mean())
+        assert weights_of[name].shape[2] == 12 + 3 and 0 < masked < 1
+    model, _ = load_weights(run.folder / "weights.safetensors")
+    assert model.tokens[0].kan.grid_size == 12 and 0 < float(model.tokens[0].kan.edge_mask.mean()) < 1
+
+
+@pytest.mark.parametrize("stops", [[3], [4, 7], [5, 9]])  # on, before and after the changes
+def test_resume_with_changing_grids_is_bit_identical(tmp_path, stops):
+    whole = train(few(**KANS), tmp_path / "whole", progress=False)
+    for stop in stops:
+        train(few(**KANS), tmp_path / "pieces", progress=False, stop_after=stop)
+    pieces = train(few(**KANS), tmp_path / "pieces", progress=False)
+    assert all(torch.equal(weights(whole)[k], weights(pieces)[k]) for k in weights(whole))
+    with pytest.raises(ValueError, match="was started with steps 12, not 13"):
+        train(few(**KANS, **{"steps": 13}), tmp_path / "pieces", progress=False)
+
+
+def test_extension_keeps_the_function(tmp_path):
+    """At the step of an extension the loss is the one that the coarse grid would have given."""
+    logs = [
+        train(few(log_every=1, **changes), tmp_path / str(i), progress=False, stop_after=4).read_log()
+        for i, changes in enumerate(({}, {"extend": [{"at": 0.25, "grid_size": 10}]}))
+    ]
+    losses = [[row["loss"] for row in log if "loss" in row] for log in logs]
+    assert losses[0][3] == pytest.approx(losses[1][3], abs=1e-5)
+
+
+def test_penalties_shrink_control_values(tmp_path):
+    sizes = []
+    for i, weight in enumerate((0.0, 100.0)):
+        run = train(few(control_l2=weight, ema=0.0), tmp_path / str(i), progress=False)
+        sizes += [float(v.norm()) for k, v in weights(run).items() if k.endswith("spline_weight")]
+    assert sizes[1] < 0.95 * sizes[0]
+
+
+def test_start_weights(tmp_path):
+    first = train(few(), tmp_path / "first", progress=False)
+    path = str(first.folder / "weights.safetensors")
+    tuned = train(few(start=path, steps=1, warmup=0, lr=1e-12, ema=0.0), tmp_path / "tuned", progress=False)
+    assert all(torch.allclose(weights(first)[k], weights(tuned)[k], atol=1e-6) for k in weights(first))
+    with pytest.raises(ValueError, match=r"start .*weights\.safetensors holds another model"):
+        train(few(start=path, model="unet", model_args={"widths": [4]}), tmp_path / "other", progress=False)
+    with pytest.raises(ValueError, match="no such weights file"):
+        train(few(start="nowhere"), tmp_path / "other", progress=False)
+
+
+def test_kan_options_need_kan_layers(tmp_path):
+    with pytest.raises(ValueError, match="unet has no KAN layer"):
+        train(few(model="unet", model_args={"widths": [4]}, **KANS), tmp_path / "run", progress=False)

@@ -115,8 +115,9 @@ def regrid(
     layer.set_knots(knots, uniform)
     grouped, change = weight.unflatten(0, (groups, -1)), change.unflatten(0, (groups, -1))
     # The same parameter in another shape. A loss that is still held keeps the old shape's gradient node alive; data
-    # of another type in between make torch forget it.
-    changed = torch.einsum("goij...,ginj->goin...", grouped, change).flatten(0, 1)
+    # of another type in between make torch forget it. Contiguous, as a loaded layer is: fused optimisers pair a
+    # parameter with its moments by place in memory.
+    changed = torch.einsum("goij...,ginj->goin...", grouped, change).flatten(0, 1).contiguous()
     if changed.shape == weight.shape:  # nothing to forget, and DDP's hooks stay
         weight.copy_(changed)
     else:

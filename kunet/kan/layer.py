@@ -182,7 +182,7 @@ class KANLayer(nn.Module):
                 for n, p in self.named_parameters()
             )
             if fits and not torch.equal(knots.to(self.knots), self.knots):
-                self.set_knots(knots, uniform_of(knots, self.degree))
+                self.set_knots(knots, uniform_of(knots, self.degree, self.grid_range))
         if prefix + "edge_mask" in state:
             self.edge_mask = torch.empty_like(state[prefix + "edge_mask"], device=self.knots.device)
         super()._load_from_state_dict(state, prefix, *rest)
@@ -218,12 +218,22 @@ def exact(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def uniform_of(knots: Tensor, degree: int) -> tuple[float, float, int] | None:
-    """(lower, upper, cells) when all rows are one uniform grid, as far as the knots' precision can tell."""
+def uniform_of(
+    knots: Tensor, degree: int, likely: tuple[float, float] = (-1.0, 1.0)
+) -> tuple[float, float, int] | None:
+    """(lower, upper, cells) when all rows are one uniform grid, as far as the knots' precision can tell.
+
+    Knots are rounded, so several ranges fit: the ``likely`` one, or else one of few digits, if it gives these very
+    knots, so that a layer that was saved and loaded computes the same bits.
+    """
     row, cells = knots[0].double(), knots.shape[1] - 2 * degree - 1
     lower, upper = float(row[degree]), float(row[-degree - 1])
     if not upper > lower:
         return None
+    for a, b in (likely, (float(f"{lower:.6g}"), float(f"{upper:.6g}"))):
+        made = [splines.uniform_knots(cells, degree, a, b, dtype).to(knots) for dtype in (None, torch.float64)]
+        if b > a and any(torch.equal(row.expand_as(knots), knots) for row in made):
+            return a, b, cells
     even = splines.uniform_knots(cells, degree, lower, upper, dtype=torch.float64).to(knots.device)
     close = (knots.double() - even).abs().max() <= 4e-7 * (abs(lower) + abs(upper) + float(even[-1] - even[0]))
     return (lower, upper, cells) if bool(close) else None

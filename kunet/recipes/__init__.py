@@ -22,6 +22,22 @@ class Phase:
     batch: int = Field(ge=1, description="crops a step")
 
 
+@dataclass(config=_strict, frozen=True)
+class Extension:
+    """When, as a share of all steps, every KAN layer's grid becomes how fine."""
+
+    at: float = Field(gt=0, lt=1, description="share of all steps")
+    grid_size: int = Field(ge=2, description="cells of the grid from then on")
+
+
+@dataclass(config=_strict, frozen=True)
+class Pruning:
+    """When which edges of every KAN layer are switched off for good."""
+
+    at: float = Field(gt=0, lt=1, description="share of all steps")
+    share: float = Field(gt=0, lt=1, description="edges below this share of their layer's strongest go")
+
+
 @dataclass(config=_strict, frozen=True, kw_only=True)
 class Recipe:
     """What to train, on what, for how long. Every field can be set by ``kunet train --field VALUE``."""
@@ -31,6 +47,7 @@ class Recipe:
     model_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the model's class")
     task: str = Field(default="denoise", description="a name in kunet.tasks.TASKS")
     task_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the task's class")
+    start: str = Field(default="", description="weights to start from: released ones by name, or a .safetensors file")
     data: list[str] = Field(default=["bundled"], description='folders of photos, or "bundled"')
     held_out: int = Field(default=0, ge=0, description="photos of the folders kept for validation")
     steps: int = Field(ge=1, description="optimiser steps in all")
@@ -41,6 +58,10 @@ class Recipe:
     betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's moment decay rates")
     weight_decay: float = Field(default=1e-4, ge=0, description="AdamW's decoupled decay")
     clip: float = Field(default=5.0, gt=0, description="largest gradient norm")
+    control_l1: float = Field(default=0, ge=0, description="weight of the mean |c| of each KAN layer in the loss")
+    control_l2: float = Field(default=0, ge=0, description="weight of the mean c^2 of each KAN layer in the loss")
+    extend: list[Extension] = Field(default_factory=list, description="KAN grids to refine: {at: 0.5, grid_size: 10}")
+    prune: list[Pruning] = Field(default_factory=list, description="KAN edges to switch off: {at: 0.7, share: 0.05}")
     ema: float = Field(default=0.999, ge=0, lt=1, description="decay a step of the averaged weights")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the forward pass (autocast)")
     compile: bool = Field(default=False, description="torch.compile the model; needs a C++ compiler on CPU")
