@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +19,8 @@ from tqdm.auto import tqdm
 from kunet import metrics
 from kunet.data import bundled, list_images
 from kunet.images import add_noise, as_file, check_mode, check_sigma, load_rgb, to_tensor
+from kunet.restore import Network
+from kunet.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,36 @@ def evaluate(
         noisy = noisy_version(clean, sigma, seed + i, mode)
         scores.append(score(name, clean, lambda noisy=noisy: denoiser(noisy, sigma)))
     return scores
+
+
+def score_examples(
+    run: Callable[[Tensor, float], Tensor],
+    task: Task,
+    examples: Sequence[np.ndarray],
+    seed: int = 0,
+    progress: bool = False,
+) -> list[dict[str, float]]:
+    """Every measure of a task for each whole example (H, W, C), the i-th one spoilt with seed + i.
+
+    Args: run: maps ((C, H, W), noise level) to the model's own output, as ``kunet.restore.Network.run`` does.
+    """  # fmt: skip
+    rows = []
+    for i, example in enumerate(tqdm(examples, unit="image", disable=not progress)):
+        batch = task.probe(to_tensor(example)[None], seed=seed + i)
+        output = run(batch.input[0], float(batch.noise_level))[None].float()
+        rows.append({name: float(value) for name, value in task.scores(output, batch).items()})
+    return rows
+
+
+def score_source(network: Network, task: Task, source: str, seed: int = 0, progress: bool = True) -> list[dict]:
+    """``score_examples`` of a whole folder or data set, or of the held-out part of "bundled" or "drawn"."""
+    train, held = task.load([source], 0, progress)
+    return score_examples(network.run, task, held or train, seed, progress)
+
+
+def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean over images of every measure."""
+    return {"images": len(rows)} | {name: round(sum(r[name] for r in rows) / len(rows), 4) for name in rows[0]}
 
 
 def summary(scores: Sequence[Score]) -> dict:

@@ -4,7 +4,8 @@ Notebook: notebooks/05_images.ipynb.
 """
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -61,6 +62,36 @@ def ssim(restored: Float[Tensor, "B C H W"], clean: Float[Tensor, "B C H W"]) ->
         for a, b in zip(restored.double().cpu(), clean.double().cpu())
     ]
     return torch.tensor(scores, dtype=torch.float64)
+
+
+def dice_loss(probabilities: Float[Tensor, "B K H W"], target: Int[Tensor, "B H W"]) -> Float[Tensor, ""]:
+    """1 - the soft Dice overlap 2 sum(p g) / sum(p + g), the mean over the classes present in the batch.
+
+    The sums go over all pixels of all images; g is 1 where the target has the class. Background counts as a class.
+    Source: F. Milletari et al., "V-Net", arXiv 1606.04797, section 3 (with p, g for p^2, g^2 in the denominator).
+    """
+    truth = F.one_hot(target, probabilities.shape[1]).movedim(-1, 1).to(probabilities.dtype)
+    both, size = ((x.sum((0, 2, 3))) for x in (probabilities * truth, probabilities + truth))
+    present = truth.any(0).flatten(1).any(1)
+    return 1 - (2 * both[present] / size[present]).mean()
+
+
+def dice(predicted: Int[Tensor, "B H W"], target: Int[Tensor, "B H W"], classes: int) -> Float[Tensor, "B K"]:
+    """Dice overlap 2 |A and B| / (|A| + |B|) of each class in each image; 1 where it is in neither."""
+    both, one, other = _overlaps(predicted, target, classes)
+    return torch.where(one + other > 0, 2 * both / (one + other), 1.0)
+
+
+def iou(predicted: Int[Tensor, "B H W"], target: Int[Tensor, "B H W"], classes: int) -> Float[Tensor, "B K"]:
+    """Intersection over union |A and B| / |A or B| of each class in each image; 1 where it is in neither."""
+    both, one, other = _overlaps(predicted, target, classes)
+    return torch.where(one + other > 0, both / (one + other - both), 1.0)
+
+
+def _overlaps(predicted: Tensor, target: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels of each class in both, in the predicted, in the target; each (B, K)."""
+    one, other = (F.one_hot(x.flatten(1), classes).bool() for x in (predicted, target))
+    return (one & other).sum(1), one.sum(1), other.sum(1)
 
 
 def _check(restored: Tensor, clean: Tensor) -> None:

@@ -5,6 +5,9 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def tiled(
@@ -13,7 +16,7 @@ def tiled(
     tile: int,
     overlap: int,
     progress: Callable[[], None] = lambda: None,
-) -> Float[Tensor, "B C H W"]:
+) -> Float[Tensor, "B O H W"]:
     """restore(x), computed on tiles of at most ``tile`` x ``tile`` pixels, so memory does not grow with the image.
 
     Neighbours share ``overlap`` pixels, across which one fades linearly into the other; the weights add up to one
@@ -21,20 +24,51 @@ def tiled(
     lies on a multiple of tile - overlap.
 
     Args:
-        restore: maps (B, C, h, w) to the same shape.
+        restore: maps (B, C, h, w) to (B, O, h, w).
         progress: called after every tile; ``tile_count`` tells how often.
     Raises: ValueError unless 0 <= 2 overlap <= tile.
     """
     height, width = x.shape[-2:]
-    out = torch.zeros_like(x)
+    out = None
     for top, bottom in spans(height, tile, overlap):
         for left, right in spans(width, tile, overlap):
             piece = restore(x[..., top:bottom, left:right])
+            if out is None:
+                out = piece.new_zeros(*piece.shape[:2], height, width)
             rows = _ramp(top, bottom, height, overlap).to(x)
             columns = _ramp(left, right, width, overlap).to(x)
             out[..., top:bottom, left:right] += piece * rows[:, None] * columns
             progress()
     return out
+
+
+class _Live(TorchDispatchMode):
+    """Adds up the storages that operations have made and that somebody still holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.held.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.held = {key: value for key, value in self.held.items() if not value[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.held.values()))
+        return result
+
+
+def live_bytes(run: Callable[[], object]) -> int:
+    """The most bytes of tensors made by ``run`` that live at once, in inference mode, on any device.
+
+    What libraries take inside an operation is not seen.
+    """
+    with torch.inference_mode(), _Live() as live:
+        run()
+    return live.peak
 
 
 def spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:

@@ -130,7 +130,7 @@ def test_dry_run_writes_nothing(kunet, tmp_path):
     assert result.returncode == 2
     result = kunet("train", "--recipe", "quick", "--lr", "1e-4", "--dry-run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "lr: 0.0001" in result.stdout and "3 photos to train on, 3 held out" in result.stdout
+    assert "lr: 0.0001" in result.stdout and "3 examples to train on, 3 held out" in result.stdout
     assert not list(tmp_path.iterdir())
 
 

@@ -7,10 +7,12 @@ from PIL import Image
 from torch import nn
 
 from kunet.data import bundled
-from kunet.denoise import GRID, Denoiser, denoise_paths, plan
+from kunet.denoise import SUFFIX, Denoiser, denoise_paths
 from kunet.evaluate import noisy_version
+from kunet.folders import plan
 from kunet.images import add_noise, to_tensor
 from kunet.metrics import psnr
+from kunet.restore import GRID
 
 
 class Halve(nn.Module):
@@ -136,7 +138,7 @@ def test_a_folder(tmp_path, halve):
 def test_nothing_is_lost(tmp_path):
     a, b = tmp_path / "a.png", tmp_path / "b.png"
     Image.new("RGB", (5, 5)).save(a)
-    assert plan([a], None, False) == [(a, tmp_path / "a_denoised.png")]
+    assert plan([a], None, False, SUFFIX) == [(a, tmp_path / "a_denoised.png")]
     Image.new("RGB", (5, 5)).save(b)
     for inputs, output, words in (
         ([a], b, "exists already"),
@@ -146,8 +148,8 @@ def test_nothing_is_lost(tmp_path):
         ([tmp_path / "a.png", tmp_path / "." / "a.png"], tmp_path / "out", "two images would be written"),
     ):
         with pytest.raises(ValueError, match=words):
-            plan(inputs, output, False)
-    assert plan([a], b, True) == [(a, b)]
+            plan(inputs, output, False, SUFFIX)
+    assert plan([a], b, True, SUFFIX) == [(a, b)]
 
 
 def test_messages(halve):

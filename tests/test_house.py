@@ -12,10 +12,11 @@ FLOORS = {
     **dict.fromkeys(["splines", "blocks", "attention", "images", "metrics", "tiling", "distributed"], 0),
     **dict.fromkeys(["kan", "data", "weights"], 1),
     **dict.fromkeys(["models", "tasks"], 2),
-    **dict.fromkeys(["runs", "recipes"], 3),
-    **dict.fromkeys(["train", "denoise"], 4),
-    **dict.fromkeys(["evaluate", "benchmark", "notebook"], 5),
-    "cli": 6,
+    **dict.fromkeys(["runs", "recipes", "folders"], 3),
+    **dict.fromkeys(["train", "restore"], 4),
+    **dict.fromkeys(["denoise"], 5),
+    **dict.fromkeys(["evaluate", "benchmark", "notebook"], 6),
+    "cli": 7,
 }
 GARDEN = {"plots": {"splines", "kan", "images"}, "widgets": {"splines"}}
 WINGS = ({"images", "data", "tasks"}, {"splines", "kan", "models"})

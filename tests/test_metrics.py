@@ -1,8 +1,10 @@
-"""Scores against scikit-image, then laws."""
+"""Scores against scikit-image and scikit-learn, then laws."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from sklearn.metrics import f1_score, jaccard_score
 
 from kunet import metrics
 
@@ -42,3 +44,46 @@ def test_log_mse_is_psnr_in_other_words(pair):
 def test_shapes_must_agree(pair):
     with pytest.raises(ValueError, match="must both be"):
         metrics._check(pair[0][:, :, :5], pair[1])  # psnr and ssim begin with it
+
+
+@pytest.fixture
+def labels():
+    """Predicted and true classes of three images; class 3 is in none of the last."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 4, (3, 9, 14), generator=generator)
+    predicted = torch.where(torch.rand(target.shape, generator=generator) < 0.7, target, (target + 1) % 4)
+    predicted[2], target[2] = predicted[2].clamp(max=2), target[2].clamp(max=2)
+    return predicted, target
+
+
+@pytest.mark.parametrize("ours,theirs", [(metrics.dice, f1_score), (metrics.iou, jaccard_score)])
+def test_overlaps_are_scikit_learns(labels, ours, theirs):
+    for scores, a, b in zip(ours(*labels, 4), *labels):
+        wanted = theirs(b.flatten(), a.flatten(), labels=range(4), average=None, zero_division=1)
+        assert scores.tolist() == pytest.approx(wanted.tolist())
+
+
+def test_overlap_laws(labels):
+    predicted, target = labels
+    dice, iou = metrics.dice(predicted, target, 4), metrics.iou(predicted, target, 4)
+    assert torch.allclose(dice, 2 * iou / (1 + iou))
+    assert torch.equal(dice, metrics.dice(target, predicted, 4))
+    assert bool((metrics.iou(target, target, 4) == 1).all())
+    assert dice[2, 3] == iou[2, 3] == 1 and bool((dice[:2] < 1).all())  # class 3 is rightly found nowhere
+    empty, full = torch.zeros(1, 4, 4, dtype=torch.long), torch.ones(1, 4, 4, dtype=torch.long)
+    assert metrics.dice(full, empty, 2).tolist() == metrics.iou(full, empty, 2).tolist() == [[0, 0]]
+
+
+def test_dice_loss_of_certain_answers_is_dice_over_the_batch(labels):
+    predicted, target = labels
+    certain = F.one_hot(predicted, 4).movedim(-1, 1).float()
+    wanted = f1_score(target.flatten(), predicted.flatten(), average="macro")
+    assert float(metrics.dice_loss(certain, target)) == pytest.approx(1 - wanted)
+    assert float(metrics.dice_loss(F.one_hot(target, 4).movedim(-1, 1).float(), target)) == pytest.approx(0, abs=1e-6)
+
+
+def test_dice_loss_leaves_absent_classes_out():
+    target = torch.tensor([[[0, 0, 1, 1]]])
+    p = torch.tensor([0.6, 0.3, 0.1])[None, :, None, None].expand(1, 3, 1, 4)
+    wanted = (2 * 1.2 / (2.4 + 2) + 2 * 0.6 / (1.2 + 2)) / 2  # of classes 0 and 1; 2 is in no pixel
+    assert float(metrics.dice_loss(p, target)) == pytest.approx(1 - wanted)

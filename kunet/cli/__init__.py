@@ -1,4 +1,4 @@
-"""The command line: ``kunet denoise | train | evaluate | benchmark | notebook``, the same as ``python -m kunet``."""
+"""The command line, ``kunet COMMAND``: the same as ``python -m kunet COMMAND``."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from kunet import __version__, recipes
-from kunet.cli import verbs
+from kunet.cli import data, verbs
 from kunet.cli.verbs import fail
 from kunet.weights import DEFAULT
 
@@ -54,14 +54,22 @@ def _parser() -> Parser:
     p = command(
         "denoise", verbs.denoise, "remove noise from photos", "Remove noise from photos, one by one or whole folders."
     )
-    p.add_argument("inputs", nargs="+", type=Path, metavar="PHOTO", help="image files, or folders of them")
-    p.add_argument("-o", "--output", type=Path, help="file or folder to write; default: PHOTO_denoised.png beside each")
     p.add_argument(
         "--sigma", type=float, default=50, help="strength of the noise in 8-bit levels, 0 to 255 (default: 50)"
     )
+    _add_photos(p, "PHOTO_denoised.png")
     _add_model(p)
-    p.add_argument("--force", action="store_true", help="overwrite files that exist")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    p = command(
+        "restore", verbs.restore, "deblur or derain photos", "Mend photos with weights that were trained to deblur, to"
+        " derain, on pairs of photos, or to denoise without being told the level.",
+    )  # fmt: skip
+    _add_photos(p, "PHOTO_restored.png")
+    _add_model(p, default=None)
+
+    p = command("segment", verbs.segment, "say what pixels show", "Write the mask of each photo, a class a pixel.")
+    _add_photos(p, "PHOTO_mask.png")
+    _add_model(p, default=None)
 
     p = command(
         "train", verbs.train, "train a recipe", "Train a recipe; --FIELD VALUE changes any field of it.",
@@ -78,14 +86,14 @@ def _parser() -> Parser:
         "evaluate",
         verbs.evaluate,
         "score weights on images",
-        "Add noise to clean images, denoise them, report PSNR and SSIM.",
+        "Spoil clean images as the weights' task does, restore them, report PSNR and SSIM; or compare masks.",
     )
     p.add_argument(
         "sources",
         nargs="*",
         default=["bundled"],
         metavar="FOLDER",
-        help='folders of clean images (default: "bundled", the held-out photos)',
+        help='folders of images, or data sets by name (default: "bundled", the held-out photos)',
     )
     p.add_argument("--sigma", type=float, default=50, help="in 8-bit levels (default: 50)")
     p.add_argument(
@@ -125,11 +133,22 @@ def _parser() -> Parser:
     p.add_argument("-o", "--output", type=Path, help="the executed notebook (default: runs/NOTEBOOK)")
     p.add_argument("--quick", action="store_true", help="start from the notebook's quick parameters")
     p.add_argument("--list", action="store_true", help="print the notebook's parameters and stop")
+    data.add(commands)
     return parser
 
 
-def _add_model(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--weights", default=DEFAULT, help=f"released weights, or a .safetensors file (default: {DEFAULT})")
+def _add_photos(p: argparse.ArgumentParser, written: str) -> None:
+    p.add_argument("inputs", nargs="+", type=Path, metavar="PHOTO", help="image files, or folders of them")
+    p.add_argument("-o", "--output", type=Path, help=f"file or folder to write; default: {written} beside each")
+    p.add_argument("--force", action="store_true", help="overwrite files that exist")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_model(p: argparse.ArgumentParser, default: str | None = DEFAULT) -> None:
+    if default:
+        p.add_argument("--weights", default=default, help=f"released ones, or a .safetensors file (default: {default})")
+    else:
+        p.add_argument("--weights", required=True, help="a .safetensors file, as kunet train writes it")
     p.add_argument(
         "--memory", type=_gigabytes, default=2.0, metavar="GB", help="tile images that need more (default: 2)"
     )

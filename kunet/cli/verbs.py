@@ -35,21 +35,45 @@ def _denoiser(args):
 
 
 def denoise(args) -> None:
-    from kunet.denoise import denoise_paths, plan
+    from kunet.denoise import SUFFIX, denoise_paths
+    from kunet.folders import plan
     from kunet.images import check_sigma
 
     check_sigma(args.sigma)
-    plan(args.inputs, args.output, args.force)  # a wrong request costs no loading of weights
+    plan(args.inputs, args.output, args.force, SUFFIX)  # a wrong request costs no loading of weights
     denoiser = _denoiser(args)
     low, high = denoiser.trained_sigma
     if not low <= args.sigma <= high:
         print(f"kunet denoise: note: {args.weights} was trained for sigma {low:g} to {high:g}", file=sys.stderr)
-    failures = denoise_paths(args.inputs, args.output, args.sigma, denoiser, args.force, not args.quiet)
+    _report(denoise_paths(args.inputs, args.output, args.sigma, denoiser, args.force, not args.quiet), args)
+
+
+def restore(args) -> None:
+    from kunet.restore import Restorer
+
+    _photos(args, Restorer, "_restored")
+
+
+def segment(args) -> None:
+    from kunet.restore import Segmenter
+
+    _photos(args, Segmenter, "_mask")
+
+
+def _photos(args, kind, suffix: str) -> None:
+    """Files and folders through a network that needs no more than the photo."""
+    from kunet import folders
+
+    folders.plan(args.inputs, args.output, args.force, suffix)
+    network = kind.load(args.weights, args.memory * 1e9, _device(args.device))
+    photos = (args.inputs, args.output, network.photo, network.steps, suffix)
+    _report(folders.run(*photos, args.force, not args.quiet), args)
+
+
+def _report(failures: list[str], args) -> None:
     if failures:
-        fail(
-            "; ".join(failures) if len(failures) == 1 else f"{len(failures)} images failed: " + " | ".join(failures),
-            "kunet denoise",
-        )
+        what = failures[0] if len(failures) == 1 else f"{len(failures)} images failed: " + " | ".join(failures)
+        fail(what, f"kunet {args.command}")
 
 
 def train(args) -> None:
@@ -64,7 +88,7 @@ def train(args) -> None:
         print(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(recipe))), sort_keys=False), end="")
         count = sum(p.numel() for p in model.parameters())
         print(
-            f"# {count:,} parameters; {len(photos)} photos to train on, {len(held)} held out; on {device}, into {out}"
+            f"# {count:,} parameters; {len(photos)} examples to train on, {len(held)} held out; on {device}, into {out}"
         )
         return
     run = training.train(recipe, out, device, not args.quiet)
@@ -92,24 +116,32 @@ def _fields(extra: list[str]) -> dict:
 
 def evaluate(args) -> None:
     from kunet import evaluate as scoring
+    from kunet import tasks
     from kunet.benchmark import provenance
+    from kunet.restore import Network, task_of
 
     _check_json(args.json)
-    denoiser, results = _denoiser(args), {}
-    for source in args.sources:
-        results[source] = scoring.summary(
-            scoring.evaluate(denoiser, source, args.sigma, args.noise, args.seed, not args.quiet)
-        )
-        row = results[source]
-        print(
-            f"{source}: {row['images']} images, sigma {args.sigma:g} ({args.noise} noise):"
-            f" {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, {row['seconds']:.3f} s an image"
-        )
-    _write_json(
-        args.json,
-        provenance()
-        | {"weights": args.weights, "sigma": args.sigma, "noise": args.noise, "seed": args.seed, "results": results},
-    )
+    results, facts = {}, {"weights": args.weights, "seed": args.seed}
+    task, fields = task_of(args.weights)
+    if task == "denoise":
+        denoiser = _denoiser(args)
+        facts |= {"sigma": args.sigma, "noise": args.noise}
+        for source in args.sources:
+            scores = scoring.evaluate(denoiser, source, args.sigma, args.noise, args.seed, not args.quiet)
+            row = results[source] = scoring.summary(scores)
+            print(
+                f"{source}: {row['images']} images, sigma {args.sigma:g} ({args.noise} noise):"
+                f" {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, {row['seconds']:.3f} s an image"
+            )
+    else:
+        network, _ = Network.open(args.weights, args.memory * 1e9, _device(args.device), (task,))
+        facts |= {"task": task, "task_args": fields}
+        for source in args.sources:
+            rows = scoring.score_source(network, tasks.make(task, fields), source, args.seed, not args.quiet)
+            results[source] = (mean := scoring.means(rows)) | {"rows": rows}
+            measures = ", ".join(f"{name} {value:.4g}" for name, value in mean.items() if name != "images")
+            print(f"{source}: {mean['images']} images, {task}: {measures}")
+    _write_json(args.json, provenance() | facts | {"results": results})
 
 
 def benchmark(args) -> None:

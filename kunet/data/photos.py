@@ -9,18 +9,21 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from kunet.data import sets
 from kunet.data.bundled import bundled
 from kunet.images import SUFFIXES, load_rgb, to_tensor, to_uint8
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All image files under a folder, sorted by path; hidden files are left out.
+    """All image files under a folder, or the clean ones of a data set by name, sorted by path; no hidden files.
 
-    Raises: ValueError when the folder does not exist or holds no image.
+    Raises: ValueError when the folder does not exist or holds no image, or the data set is not here.
     """
+    if sets.named(folder):
+        return sets.clean_images(str(folder))
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; give a folder of images, or bundled")
+        raise ValueError(f"{folder}: no such folder; give a folder of images, bundled, or a set of `kunet data list`")
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not found:
         raise ValueError(f"{folder}: holds no image; {', '.join(SUFFIXES)} are read")
@@ -42,7 +45,7 @@ def load_photos(sources: Sequence[str], held_out: int = 0, progress: bool = Fals
     """(train, held-out) photos, each (H, W, 3) uint8, in memory.
 
     Args:
-        sources: folders of images, or "bundled" (split as ``BUNDLED`` says).
+        sources: folders of images, names of data sets (``kunet.data.sets``), or "bundled" (split as ``BUNDLED`` says).
         held_out: how many photos of the folders, all together, to keep apart.
     """
     paths = [path for source in sources if source != "bundled" for path in list_images(source)]

@@ -1,0 +1,88 @@
+"""Photos and whole folders of them, through any function of one photo: planned first, written whole, nothing lost."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from kunet.data import list_images
+from kunet.images import SUFFIXES, ImageError, check_holds, check_writable, open_image, save_image
+
+
+def run(
+    inputs: list[Path],
+    output: Path | None,
+    photo: Callable[[Image.Image, Callable[[], None]], Image.Image],
+    steps: Callable[[int, int], int],
+    suffix: str,
+    force: bool = False,
+    progress: bool = True,
+) -> list[str]:
+    """Every image of files and folders through ``photo``.
+
+    Args:
+        inputs: image files, or folders whose images are all taken.
+        output: a file (for one input file) or a folder; None writes NAME + suffix + ".png" beside each
+            file, or into FOLDER + suffix for a folder.
+        photo: image, progress -> image; calls progress after each of ``steps(height, width)`` parts of its work.
+        force: overwrite files that exist.
+    Returns: one line an image that failed; the others are written.
+    Raises: ValueError for a request that cannot be met as a whole, before any work.
+    """
+    jobs, failures = plan(inputs, output, force, suffix), []
+    for source, target in jobs:
+        try:
+            image = open_image(source)
+            check_holds(target, image.mode)
+            total = steps(image.height, image.width)
+            with tqdm(total=total, desc=source.name, unit="tile", disable=not progress, leave=len(jobs) < 20) as bar:
+                result = photo(image, lambda bar=bar: bar.update() and None)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            save_image(result, target)
+        except ImageError as error:
+            failures.append(str(error))
+        except ValueError as error:
+            failures.append(f"{source}: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+                raise
+            failures.append(f"{source}: not enough memory; give a smaller --memory")
+        except OSError as error:
+            failures.append(f"{target}: cannot write there ({error.strerror}); choose another -o")
+    return failures
+
+
+def plan(inputs: list[Path], output: Path | None, force: bool, suffix: str) -> list[tuple[Path, Path]]:
+    """(source, target) of every image, as in ``run``. Raises: ValueError where one is impossible or would be lost."""
+    many = len(inputs) > 1 or inputs[0].is_dir()
+    if many and output is not None and output.suffix.lower() in SUFFIXES:
+        raise ValueError(f"{output}: is one file for several images; give a folder as -o")
+    folder = output is not None and (many or output.is_dir() or not output.suffix)
+    jobs = []
+    for given in inputs:
+        if given.is_dir():
+            base = output or given.resolve().with_name(given.resolve().name + suffix)
+            jobs += [(source, base / source.relative_to(given).with_suffix(".png")) for source in list_images(given)]
+        elif output is None:
+            jobs.append((given, given.with_name(f"{given.stem}{suffix}.png")))
+        elif folder:
+            jobs.append((given, output / f"{given.stem}{suffix}.png"))
+        else:
+            jobs.append((given, output))
+    times = Counter(target for _, target in jobs)
+    for parent in {target.parent for target in times}:
+        check_writable(parent / "photo.png")
+    for source, target in jobs:
+        if times[target] > 1:
+            raise ValueError(f"{target}: two images would be written there ({source} is one); take them one by one")
+        if target.exists() and target.resolve() == source.resolve():
+            raise ValueError(f"{target}: is the photo itself; give another -o")
+        if target.exists() and not force:
+            raise ValueError(f"{target}: exists already; give another -o, or --force to overwrite it")
+        if not target.exists() and target.suffix.lower() not in SUFFIXES:
+            raise ValueError(
+                f"{target}: cannot write {target.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}"
+            )
+    return jobs

@@ -1,0 +1,173 @@
+"""Networks on photos: whole or tiled, any size and mode, with alpha, depth and metadata kept; and what they find.
+
+``Network`` bounds the memory. ``Restorer`` mends photos (blur, rain, what pairs of photos taught it), ``Segmenter``
+says what they show; noise of a stated level has a room of its own, ``denoise``.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from kunet.images import METADATA, to_rgb, to_tensor, to_uint8
+from kunet.runs import load_weights
+from kunet.tiling import live_bytes, tile_count, tiled
+from kunet.weights import find
+
+OVERLAP = 128
+GRID = 128
+"""Tiles start on multiples of this, so that windows, patches and halvings of a network fall as in the whole image."""
+MARGIN = 1.45
+"""Memory that libraries and allocators take on top of the tensors (the shipped model: 330 measured bytes a pixel)."""
+COLOURS = ((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0))
+"""Of classes in a mask, background first, then again from the second on (M. Okabe and K. Ito's palette)."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model with its weights, ready for images of any size.
+
+    Args:
+        model: maps (x, noise level) to y, (B, C, H, W) in [0, 1] units.
+        memory: working memory of the network to stay below, in bytes (the image itself, about 40 bytes a pixel,
+            comes on top); larger images are tiled.
+        device: of torch.
+    """
+
+    model: nn.Module
+    memory: float = 2e9
+    device: str = "cpu"
+
+    @classmethod
+    def open(cls, weights: str, memory: float, device: str, tasks: tuple[str, ...]) -> "tuple[Network, dict]":
+        """(network, arguments of its task) from weights by name or path. Raises: ValueError, also for another task."""
+        model, card = load_weights(find(weights))
+        task, args = _task(card)
+        if task not in tasks:
+            verb = task if task in ("denoise", "segment") else "restore"
+            raise ValueError(f"{weights}: was trained for the task {task}; use kunet {verb}")
+        return cls(model.to(device, memory_format=torch.channels_last), memory, device), args
+
+    @cached_property
+    def bytes_per_pixel(self) -> float:
+        """Working memory a pixel, from the tensors that live at once in a pass of 256 x 256 pixels."""
+        x = torch.zeros(1, 3, 256, 256, device=self.device).contiguous(memory_format=torch.channels_last)
+        return MARGIN * live_bytes(lambda: self.model(x, 0.1)) / 256**2
+
+    def tile(self, pixels: int) -> int | None:
+        """Side of the tiles for an image of that many pixels, or None when it fits the memory whole."""
+        if pixels <= 256**2 or pixels * self.bytes_per_pixel <= self.memory:
+            return None
+        side = int((self.memory / self.bytes_per_pixel) ** 0.5) // GRID * GRID
+        return max(side, 2 * OVERLAP + GRID)
+
+    def steps(self, height: int, width: int) -> int:
+        """How often ``progress`` is called for an image of this size."""
+        tile = self.tile(height * width)
+        return 1 if tile is None else tile_count(height, width, tile, OVERLAP)
+
+    @torch.inference_mode()
+    def run(
+        self, x: Float[Tensor, "C H W"], level: float = 0.0, progress: Callable[[], None] = lambda: None
+    ) -> Float[Tensor, "O H W"]:
+        """The model's own output for one image, whole or tiled; level is sigma / 255."""
+        apply = lambda piece: self.model(piece.contiguous(memory_format=torch.channels_last), level)
+        tile, x = self.tile(x.shape[1] * x.shape[2]), x[None].to(self.device)
+        if tile is not None:
+            return tiled(apply, x, tile, OVERLAP, progress)[0].cpu()
+        y = apply(x)
+        progress()
+        return y[0].cpu()
+
+
+class Restorer(Network):
+    """Photos mended by a network that needs to be told nothing: of blur, rain, or noise of any level."""
+
+    @classmethod
+    def load(cls, weights: str, memory: float = 2e9, device: str = "cpu") -> "Restorer":
+        """From a .safetensors file. Raises: ValueError, also for weights of segmentation or of a stated noise."""
+        network, args = cls.open(weights, memory, device, ("deblur", "derain", "pairs", "denoise"))
+        if "sigma" in args and not args.get("blind", False):
+            raise ValueError(f"{weights}: must be told the noise; use kunet denoise --sigma")
+        return network
+
+    def __call__(
+        self, degraded: Float[Tensor, "C H W"], progress: Callable[[], None] = lambda: None
+    ) -> Float[Tensor, "C H W"]:
+        """The restored image in [0, 1]; degraded is RGB or gray (C = 3 or 1)."""
+        channels = len(degraded)
+        if channels not in (1, 3):
+            raise ValueError(f"restore: an image of {channels} channels; give 1 (gray) or 3 (RGB)")
+        y = self.run(degraded.expand(3, -1, -1), 0.0, progress).clamp(0, 1)
+        return y if channels == 3 else y.mean(0, keepdim=True)
+
+    def photo(self, image: Image.Image, progress: Callable[[], None] = lambda: None) -> Image.Image:
+        """A Pillow image in, one of the same size, mode and metadata out (see ``through``)."""
+        return through(image, lambda x: self(x, progress))
+
+
+class Segmenter(Network):
+    """What each pixel of a photo shows."""
+
+    @classmethod
+    def load(cls, weights: str, memory: float = 2e9, device: str = "cpu") -> "Segmenter":
+        """From a .safetensors file. Raises: ValueError, also for weights of another task."""
+        return cls.open(weights, memory, device, ("segment",))[0]
+
+    def __call__(
+        self, image: Float[Tensor, "3 H W"], progress: Callable[[], None] = lambda: None
+    ) -> Int[Tensor, "H W"]:
+        """The class of each pixel, 0 for background; one logit alone is the foreground's."""
+        logits = self.run(image, 0.0, progress)
+        return (logits[0] > 0).long() if len(logits) == 1 else logits.argmax(0)
+
+    def photo(self, image: Image.Image, progress: Callable[[], None] = lambda: None) -> Image.Image:
+        """The mask as a palette image: its values are the classes, its colours tell them apart."""
+        classes = self(to_tensor(to_rgb(image)), progress)
+        mask = Image.fromarray(classes.numpy().astype(np.uint8)).convert("P")
+        cycle = [COLOURS[0], *(COLOURS[1 + i % (len(COLOURS) - 1)] for i in range(255))]
+        mask.putpalette([value for colour in cycle for value in colour])
+        return mask
+
+
+def task_of(weights: str) -> tuple[str, dict]:
+    """(name, arguments) of the task that weights, by name or path, were trained for, as their card says."""
+    card = find(weights).with_suffix(".json")
+    return _task(json.loads(card.read_text()) if card.exists() else {})
+
+
+def _task(card: dict) -> tuple[str, dict]:
+    recipe = card.get("recipe", {})
+    return recipe.get("task", "denoise"), recipe.get("task_args", {})
+
+
+def through(image: Image.Image, function: Callable[[Tensor], Tensor]) -> Image.Image:
+    """A photo through a function of (C, H, W) tensors in [0, 1], C = 1 or 3: same size, mode and metadata.
+
+    Alpha passes through untouched. Modes: RGB, L, RGBA, LA, 1, P (as RGB or RGBA) and 16-bit gray.
+    Raises: ValueError for others.
+    """
+    info = {k: v for k, v in image.info.items() if k in METADATA}
+    if image.mode in ("P", "1"):
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB" if image.mode == "P" else "L")
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
+        pixels = np.array(image)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError(f"gray values from {pixels.min()} to {pixels.max()}; 16-bit gray has 0 to 65535")
+        restored = function(to_tensor(pixels.astype(np.uint16)))
+        result = Image.fromarray((restored[0] * 65535).round().numpy().astype(np.uint16))
+    elif image.mode in ("RGB", "L", "RGBA", "LA"):
+        colour = image.convert("RGB" if "RGB" in image.mode else "L")
+        result = Image.fromarray(to_uint8(function(to_tensor(colour))))
+        if image.mode.endswith("A"):
+            result.putalpha(image.getchannel("A"))
+    else:
+        raise ValueError(f"an image of mode {image.mode}; convert it to RGB or gray first")
+    result.info.update(info)
+    return result

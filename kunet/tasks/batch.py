@@ -1,0 +1,23 @@
+"""What every task hands to the trainer."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model gets, image and noise level (sigma / 255; 0 where unknown), and what it should return.
+
+    The target is an image (B, C, H, W), or the class of every pixel (B, 1, H, W) as int64.
+    """
+
+    input: Float[Tensor, "B C H W"]
+    noise_level: Float[Tensor, " B"]
+    target: Tensor
+
+    def to(self, device: str | torch.device, memory_format: torch.memory_format) -> "Batch":
+        move = lambda x: x.to(device, memory_format=memory_format)
+        return Batch(move(self.input), self.noise_level.to(device), move(self.target))
