@@ -1,5 +1,10 @@
 """The contract of every model, and what each paper's must be."""
 
+import inspect
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,46 +17,97 @@ SMALL = {
     "unet": {"widths": (4, 6, 8)},
     "kunet": {"widths": (4, 6, 8, 8, 16), "hidden": 24, "heads": 2, "projections": (20, 16)},
     "kunet_compact": {"widths": (4, 8, 8), "depths": (1, 1, 1), "token_depth": 1, "heads": 2, "window": 4},
+    "dncnn": {"width": 6, "depth": 4},
+    "ffdnet": {"width": 8, "depth": 4},
+    "nafnet": {"width": 4, "encoder": (1, 1), "middle": 1, "decoder": (1, 1)},
+    "kbnet_s": {"width": 8, "encoder": (1, 1), "middle": 1, "decoder": (1, 1), "bases": 4},
+    "kbnet_l": {"width": 8, "depths": (1, 1), "heads": (1, 2), "refinement": 1, "bases": 4},
+    "kit": {"width": 8, "levels": 2, "blocks": 1, "buckets": 8, "ratio": 2.0},
+    "kmunet": {"widths": (4, 6, 8), "convs": 1},
+    "ukan": {"dims": (16, 20, 24), "classes": None},
 }
 NAMES = sorted(MODELS)
+
+# The deepest module, whose output must reach every pixel, and what an output pixel sees: "all" of the image or what is
+# "near", less than 96 pixels away in the small versions.
+FOOTPRINT = {
+    "unet": ("encoder.2", "near"),
+    "kunet": ("projections", "all"),
+    "kunet_compact": ("tokens", "near"),
+    "dncnn": ("body", "near"),
+    "ffdnet": ("body", "near"),
+    "nafnet": ("middle", "all"),
+    "kbnet_s": ("middle", "all"),
+    "kbnet_l": ("encoder.1", "all"),
+    "kit": ("bottleneck", "all"),
+    "kmunet": ("encoder.2", "near"),
+    "ukan": ("encoder.4", "all"),
+}
 
 
 def small(name, **changes):
     torch.manual_seed(0)
-    return MODELS[name](**SMALL[name], **changes)
+    return MODELS[name](**{**SMALL[name], **changes})
 
 
-def test_every_model_has_a_small_version_here():
-    assert set(SMALL) == set(MODELS)
+def last(model):
+    return model.tail if isinstance(model, CompactKUnet) else model.last
+
+
+def test_every_model_has_a_small_version_and_a_footprint_here():
+    assert set(SMALL) == set(MODELS) == set(FOOTPRINT)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("height,width", [(1, 1), (1, 37), (16, 16), (33, 47), (64, 128), (150, 131)])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_any_size(name, height, width, batch):
+@pytest.mark.parametrize(
+    "batch,height,width",
+    [(1, 1, 1), (3, 1, 37), (2, 16, 16), (3, 33, 47), (1, 64, 128), (2, 150, 131), (1, 301, 517)],
+)
+def test_any_size(name, batch, height, width):
     model = small(name).eval()
     x = torch.rand(batch, 3, height, width)
     with torch.no_grad():
         y = model(x, torch.full((batch,), 0.2))
         assert y.shape == x.shape and bool(y.isfinite().all())
-        assert torch.allclose(y[:1], model(x[:1], 0.2), atol=1e-5), "an image depends on its neighbours in the batch"
+        if batch > 1:
+            assert torch.allclose(y[:1], model(x[:1], 0.2), atol=1e-5), (
+                "an image depends on its neighbours in the batch"
+            )
+
+
+def all_get_gradients(model):
+    model(torch.rand(2, 3, 64, 64), 0.2).square().mean().backward()
+    for key, p in model.named_parameters():
+        assert p.grad is not None and bool(p.grad.isfinite().all()) and bool(p.grad.any()), key
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_gets_a_gradient(name):
-    model = small(name)
-    model(torch.rand(2, 3, 64, 64), 0.2).square().mean().backward()
-    for key, p in model.named_parameters():
-        assert p.grad is not None and bool(p.grad.any()), key
+    all_get_gradients(small(name))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "classes" in inspect.signature(MODELS[n]).parameters])
+def test_classes(name):
+    model = small(name, classes=5)
+    with torch.no_grad():
+        for size in ((1, 1), (33, 47)):
+            logits = model.eval()(torch.rand(2, 3, *size))
+            assert logits.shape == (2, 5, *size) and bool(logits.isfinite().all())
+        for p in last(model).parameters():
+            p.zero_()
+        assert not model(torch.rand(1, 3, 40, 40)).any()  # the image is not added
+    all_get_gradients(small(name, classes=5))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_predicts_a_residual_without_a_clamp(name):
     model = small(name).eval()
-    torch.nn.init.zeros_((getattr(model, "last", None) or model.tail).weight)
-    torch.nn.init.zeros_((getattr(model, "last", None) or model.tail).bias)
     x = torch.randn(1, 3, 64, 64)  # far outside [0, 1]
-    assert torch.equal(model(x, 0.2), x)
+    with torch.no_grad():
+        assert not torch.equal(model(x, 0.2), x)
+        for p in last(model).parameters():
+            p.zero_()
+        assert torch.equal(model(x, 0.2), x)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,42 +132,113 @@ def test_bfloat16_autocast(name):
         assert float((low.float() - model(x, 0.2)).norm() / change) < 0.1
 
 
-WIDE = {"widths": (8, 16, 24, 32, 48), "hidden": 64, "heads": 4, "projections": (64, 48)}
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_last(name):
+    model, x = small(name).eval(), torch.rand(2, 3, 33, 47)
+    with torch.no_grad():
+        y = model(x, 0.2)
+        again = model.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), 0.2)
+    assert torch.allclose(again, y, atol=1e-5)
 
 
-def influence(make, size=256):
-    """Which output pixels can change when the token branch's output does: (size, size), over a few random networks.
+EXPORT = """
+import json, sys, warnings
+import torch
+from kunet.models import make
+warnings.filterwarnings("ignore")
+far = {}
+for name, args in json.loads(sys.argv[1]).items():
+    torch.manual_seed(0)
+    model, level = make(name, args).eval(), torch.tensor([0.1, 0.3])
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.rand(2, 3, 33, 47), level))
+        x = torch.rand(2, 3, 33, 47)
+        far[name] = float((program.module()(x, level) - model(x, level)).abs().max())
+print("RESULT" + json.dumps(far))
+"""
 
-    A few, because a ReLU that happens to be shut hides a pixel from one network.
-    """
-    reached = torch.zeros(size, size, dtype=torch.bool)
+
+def test_exported_programs_compute_the_same():
+    """In a process without shape checks, which graphs do not hold."""
+    words = [sys.executable, "-c", EXPORT, json.dumps(SMALL)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    far = json.loads(done.stdout.split("RESULT")[1])
+    assert set(far) == set(MODELS) and all(value < 1e-5 for value in far.values()), far
+
+
+def networks(make):
+    """A few random networks in double precision: a few, because a ReLU that happens to be shut hides a pixel."""
     for seed in range(3):
         torch.manual_seed(seed)
-        model, x = make().eval(), torch.rand(1, 3, size, size)
-        part = model.projections if isinstance(model, KUnet) else model.tokens
-        results = []
+        yield make().eval().double()
+
+
+def influence(make, part, size, run=lambda model, x: model(x, 0.2)):
+    """Which output pixels can change when the output of the module ``part`` does: (H, W), over a few networks."""
+    reached = torch.zeros(size, dtype=torch.bool)
+    for model in networks(make):
+        x, results = torch.rand(1, 3, *size, dtype=torch.float64), []
         for push in (0.0, 1.0):
-            noise = torch.Generator().manual_seed(seed)
-            handle = part.register_forward_hook(
+            noise = torch.Generator().manual_seed(0)
+            handle = model.get_submodule(part).register_forward_hook(
                 lambda m, i, output, push=push, noise=noise: output + push * torch.randn(output.shape, generator=noise)
             )
             with torch.no_grad():
-                results.append(model.network(x) if isinstance(model, KUnet) else model(x, 0.2))
+                results.append(run(model, x))
             handle.remove()
-        reached |= (results[1] - results[0]).abs().amax((0, 1)) > 0
+        reached |= (results[1] - results[0]).abs().amax((0, 1)) > 1e-9
+        if bool(reached.all()):
+            break
     return reached
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_deepest_module_reaches_every_pixel(name):
+    assert bool(influence(lambda: MODELS[name](**SMALL[name]), FOOTPRINT[name][0], (150, 131)).all())
+
+
+WIDE = {"widths": (8, 16, 24, 32, 48), "hidden": 64, "heads": 4, "projections": (64, 48)}
+
+
 def test_compat_reaches_the_centre_only():
-    reached = influence(lambda: KUnet("compat", **WIDE))
+    reached = influence(lambda: KUnet("compat", **WIDE), "projections", (256, 256), lambda model, x: model.network(x))
     wanted = torch.zeros(256, 256, dtype=torch.bool)
     wanted[34:222, 34:222] = True  # rows and columns 34 to 221: 53.9% of the pixels
     assert torch.equal(reached, wanted)
 
 
-@pytest.mark.parametrize("make", [lambda: KUnet(**WIDE), lambda: MODELS["kunet_compact"](**SMALL["kunet_compact"])])
-def test_every_pixel_inside_the_footprint(make):
-    assert bool(influence(make).all())
+def changes(model, x, spots):
+    """For each spot (row, column), how far what the model adds to each pixel moves when x there does: (H, W)."""
+    with torch.no_grad():
+        before = model(x, 0.2) - x
+        for row, column in spots:
+            other = x.clone()
+            other[:, :, row, column] += 0.5
+            yield (model(other, 0.2) - other - before).abs().amax((0, 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_added_to_a_pixel_depends_on_that_pixel(name):
+    """Corners, edges and the inside of an image whose sides nothing divides."""
+    missing = {(0, 0), (0, 52), (44, 0), (44, 52), (0, 17), (31, 52), (22, 26), (23, 33)}
+    for model in networks(lambda: MODELS[name](**SMALL[name])):
+        spots = sorted(missing)
+        found = changes(model, torch.rand(1, 3, 45, 53, dtype=torch.float64), spots)
+        missing -= {spot for spot, change in zip(spots, found) if change[spot] > 1e-9}
+    assert not missing
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_how_far_a_pixel_sees(name):
+    """Nothing at all arrives at a "near" model from far away; of "all" a shut ReLU may hide some pixels."""
+    reached = torch.zeros(128, 128, dtype=torch.bool)
+    for model in networks(lambda: MODELS[name](**SMALL[name])):
+        reached |= next(changes(model, torch.rand(1, 3, 128, 128, dtype=torch.float64), [(0, 0)])) > 0
+        far = float(reached[96:, 96:].double().mean())
+        if far > 0.9:
+            break
+    assert far > 0.9 if FOOTPRINT[name][1] == "all" else far == 0
 
 
 def test_published_counts():

@@ -1,5 +1,16 @@
 """Attention: over tokens of a map (``tokens``), by bases of kernels (``kernel_basis``), among near patches (``knn``)."""
 
+from kunet.attention.kernel_basis import KernelBasis, kernel_basis_attention
+from kunet.attention.knn import KNNAttention
 from kunet.attention.tokens import PatchTokens, SelfAttention, WindowAttention, to_map, to_tokens
 
-__all__ = ["PatchTokens", "SelfAttention", "WindowAttention", "to_map", "to_tokens"]
+__all__ = [
+    "KNNAttention",
+    "KernelBasis",
+    "PatchTokens",
+    "SelfAttention",
+    "WindowAttention",
+    "kernel_basis_attention",
+    "to_map",
+    "to_tokens",
+]

@@ -98,6 +98,11 @@ class KANConv2d(KANLayer):
             y = y + self.bias[:, None, None]
         return y if self.base_weight is None else y + F.conv2d(self.base(x), self.base_coefficients(), **settings)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "KANConv2d":
+        """``to``, as torch has it; memory_format=channels_last is for four axes, and is shown four."""
+        four = lambda t: fn(t.flatten(1, 2)).unflatten(1, t.shape[1:3]) if t.dim() == 5 else fn(t)
+        return super()._apply(four, recurse)
+
     def outside_share(self, x: Float[Tensor, "B C H W"]) -> float:
         """Share of the values of x, in [0, 1], that lie outside their channel's grid."""
         return self._outside_share(x.movedim(1, -1))

@@ -11,10 +11,29 @@ from typing import Any
 from torch import nn
 
 from kunet.models.compact import CompactKUnet
+from kunet.models.dncnn import DnCNN
+from kunet.models.ffdnet import FFDNet
+from kunet.models.kbnet import KBNetL, KBNetS
+from kunet.models.kit import KiT
+from kunet.models.kmunet import KMUNet
 from kunet.models.kunet import KUnet
+from kunet.models.nafnet import NAFNet
+from kunet.models.ukan import UKAN
 from kunet.models.unet import UNet
 
-MODELS = {"unet": UNet, "kunet": KUnet, "kunet_compact": CompactKUnet}
+MODELS = {
+    "unet": UNet,
+    "kunet": KUnet,
+    "kunet_compact": CompactKUnet,
+    "dncnn": DnCNN,
+    "ffdnet": FFDNet,
+    "nafnet": NAFNet,
+    "kbnet_s": KBNetS,
+    "kbnet_l": KBNetL,
+    "kit": KiT,
+    "kmunet": KMUNet,
+    "ukan": UKAN,
+}
 
 
 def make(name: str, args: dict[str, Any]) -> nn.Module:

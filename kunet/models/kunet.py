@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kunet.attention import PatchTokens, to_map
-from kunet.blocks import DoubleConv, pad_to_multiple
+from kunet.attention import PatchTokens, to_map, to_tokens
+from kunet.blocks import DoubleConv, conv3x3, pad_to_multiple
 from kunet.kan import KANLinear
 
 # Published parameter names, by prefix, and ours. Everything after the prefix maps by RENAMED_LEAVES.
@@ -50,9 +50,13 @@ class KUnet(nn.Module):
         patch, heads, hidden, dropout: of the tokens, the attention and its feed-forward layer.
         projections: output widths of the KANLinear chain; the last one must equal the bottleneck's.
         grid_size, degree, grid_range: of the KANLinear layers.
+        tokens: False leaves the token branch out: the bottleneck's map goes straight to the decoder.
+        projection: what follows the attention: "kan", that chain; "mlp", for comparison, two hidden layers of
+            ``mlp_width`` with SiLU; or "conv", a control that replaces the attention too, by two dense 3x3
+            convolutions of the token map with ``mlp_width`` channels and a ReLU between.
 
     With its defaults, compat has 138,137,057 parameters in 143 tensors.
-    Raises: ValueError for an unknown fusion, or a compat input below the smallest size.
+    Raises: ValueError for an unknown fusion or projection, or a compat input below the smallest size.
     """
 
     def __init__(
@@ -68,28 +72,40 @@ class KUnet(nn.Module):
         grid_size: int = 5,
         degree: int = 3,
         grid_range: tuple[float, float] = (-1.0, 1.0),
+        tokens: bool = True,
+        projection: str = "kan",
+        mlp_width: int = 2048,
     ):
         super().__init__()
         if fusion not in ("compat", "fixed"):
             raise ValueError(f'KUnet: fusion is {fusion!r}; it must be "compat" or "fixed"')
+        if projection not in ("kan", "mlp", "conv"):
+            raise ValueError(f'KUnet: projection is {projection!r}; it must be "kan", "mlp" or "conv"')
         *levels, deepest = widths
         if projections[-1] != deepest:
             raise ValueError(
                 f"KUnet: projections end at {projections[-1]}; they must end at the bottleneck's {deepest}"
             )
-        self.fusion, self.patch = fusion, patch
+        self.fusion, self.patch, self.tokens, self.projection = fusion, patch, tokens, projection
         self.multiple = 2 ** len(levels) * patch
         self.down = nn.ModuleList(DoubleConv(a, b) for a, b in zip((channels, *levels), levels))
         self.pool = nn.MaxPool2d(2)
         self.bottleneck = DoubleConv(levels[-1], deepest)
-        self.tokenizer = PatchTokens(deepest, deepest, patch)
-        self.attention = nn.TransformerEncoderLayer(deepest, heads, hidden, dropout, batch_first=True)
-        chain = (deepest, *projections)
-        self.projections = nn.Sequential(
-            *(KANLinear(a, b, grid_size, degree, grid_range, scaler=True) for a, b in zip(chain, projections))
-        )
-        if fusion == "fixed":
-            self.unpatchify = nn.ConvTranspose2d(deepest, deepest, patch, stride=patch)
+        if tokens:
+            self.tokenizer = PatchTokens(deepest, deepest, patch)
+            if projection != "conv":
+                self.attention = nn.TransformerEncoderLayer(deepest, heads, hidden, dropout, batch_first=True)
+            chain = (deepest, *projections)
+            if projection == "kan":
+                layers = [KANLinear(a, b, grid_size, degree, grid_range, scaler=True) for a, b in zip(chain, chain[1:])]
+            elif projection == "mlp":
+                wide = (nn.Linear(mlp_width, mlp_width), nn.SiLU())
+                layers = [nn.Linear(deepest, mlp_width), nn.SiLU(), *wide, nn.Linear(mlp_width, deepest)]
+            else:
+                layers = [conv3x3(deepest, mlp_width, False), nn.ReLU(), conv3x3(mlp_width, deepest, False)]
+            self.projections = nn.Sequential(*layers)
+            if fusion == "fixed":
+                self.unpatchify = nn.ConvTranspose2d(deepest, deepest, patch, stride=patch)
         pairs = list(zip(widths[1:], levels))[::-1]
         self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
         self.decoder = nn.ModuleList(DoubleConv(2 * b, b) for _, b in pairs)
@@ -114,8 +130,9 @@ class KUnet(nn.Module):
             kept.append(block(x))
             x = self.pool(kept[-1])
         x = self.bottleneck(x)
-        tokens = to_map(self.token_branch(x), (x.shape[-2] // self.patch, x.shape[-1] // self.patch))
-        x = x + self.unpatchify(tokens) if self.fusion == "fixed" else tokens
+        if self.tokens:
+            tokens = to_map(self.token_branch(x), self.token_size(x))
+            x = x + self.unpatchify(tokens) if self.fusion == "fixed" else tokens
         for up, block, skip in zip(self.up, self.decoder, kept[::-1]):
             x = up(x)
             rows, columns = (a - b for a, b in zip(skip.shape[-2:], x.shape[-2:]))
@@ -124,7 +141,14 @@ class KUnet(nn.Module):
         return self.last(x)
 
     def token_branch(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N C"]:
-        return self.projections(self.attention(self.tokenizer(x)))
+        tokens = self.tokenizer(x)
+        if self.projection == "conv":
+            return to_tokens(self.projections(to_map(tokens, self.token_size(x))))
+        return self.projections(self.attention(tokens))
+
+    def token_size(self, x: Float[Tensor, "B C H W"]) -> tuple[int, int]:
+        """Rows and columns of the token map of a bottleneck's map."""
+        return x.shape[-2] // self.patch, x.shape[-1] // self.patch
 
 
 def from_reference(state: dict[str, Tensor]) -> dict[str, Tensor]:
