@@ -1,4 +1,4 @@
-"""Attention: over tokens of a map (``tokens``), by bases of kernels (``kernel_basis``), among near patches (``knn``)."""
+"""Attention: among tokens (``tokens``), by bases of kernels (``kernel_basis``), among near patches (``knn``)."""
 
 from kunet.attention.kernel_basis import KernelBasis, kernel_basis_attention
 from kunet.attention.knn import KNNAttention

@@ -1,9 +1,9 @@
 """The models, one file a paper. ``MODELS`` maps the name in a recipe to its class.
 
 The contract of every model here: ``model(x, noise_level=0.0) -> y``, maps (B, C, H, W) in [0, 1] units of any size
-of at least 1 x 1. y is the restored image, of x's shape and not clamped: x plus what ``last`` gives. A model that is made
-with ``classes=n`` returns logits (B, n, H, W) instead. ``noise_level`` is sigma / 255, a number or one value an image
-(B,), 0 where it is not known; models that do not use it ignore it.
+of at least 1 x 1. y is the restored image, of x's shape and not clamped: x plus what ``last`` gives. A model that is
+made with ``classes=n`` returns logits (B, n, H, W) instead. ``noise_level`` is sigma / 255, a number or one value an
+image (B,), 0 where it is not known; models that do not use it ignore it.
 """
 
 from typing import Any
