@@ -1,6 +1,6 @@
 """Convolutional building blocks: separable convolutions, LayerNorm2d, double convolutions, residual blocks.
 
-Notebook: notebooks/06_unet.ipynb.
+Notebooks: notebooks/06_unet.ipynb, 07_separable.ipynb.
 """
 
 import torch.nn.functional as F

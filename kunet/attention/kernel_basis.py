@@ -3,6 +3,8 @@
 Notebook: notebooks/11_kernel_basis.ipynb.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -27,10 +29,12 @@ def kernel_basis_attention(
         weight: the N kernels, each of M = 9 gc C numbers, (group, out, in, 3, 3) with gc channels a group.
     Source: Y. Zhang et al., "KBNet", arXiv 2303.02881, section 3.2.
     """
-    train = torch.is_grad_enabled() and any(t.requires_grad for t in (x, att, weight, bias))
+    term = _term
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, att, weight, bias)):
+        term = partial(checkpoint, _term, use_reentrant=False, preserve_rng_state=False)
     out = torch.zeros_like(x)
     for share, w, b in zip(att.split(1, 1), weight[0], bias[0]):
-        out = out + (checkpoint(_term, x, share, w, b, use_reentrant=False) if train else _term(x, share, w, b))
+        out = out + term(x, share, w, b)
     return out
 
 

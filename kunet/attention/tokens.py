@@ -1,7 +1,7 @@
 """Tokens and attention: feature maps to patch tokens and back, global or windowed self-attention.
 
 Axes: maps are (B, C, H, W), tokens (B, N, D) with N = H W in row-major order.
-Notebook: notebooks/09_kunet.ipynb.
+Notebook: notebooks/08_tokens.ipynb.
 """
 
 import torch

@@ -29,10 +29,14 @@ class KMUNet(nn.Module):
     Every F is a B-spline of its own: no activations on the nodes, no biases. Max-pooling down, ``up`` back, the skips
     concatenated, a 1x1 KAN convolution last. x enters as 2x - 1: [0, 1] is the grid [-1, 1].
 
-    **Staying on the grid.** Nothing but the weights keeps a map within ``grid_range``, and noise leaves it from the
-    start. With ``outside="zero"`` a pixel far out gives 0 and gets no gradient; with "linear", the default, each
-    spline goes on as its tangent, and the network trains faster (notebook). ``normalise`` puts a parameter-free norm
-    before every convolution but those that see the image; a grid_range of (-2.5, 2.5) suits it.
+    **Staying on the grid.** Nothing but the weights keeps a map within ``grid_range``, and training drives it out. With
+    ``outside="zero"`` a pixel far out gives 0 and gets no gradient; with "linear", the default, each spline goes on
+    as its tangent, and the network trains faster. ``normalise`` puts a norm without parameters before every
+    convolution but the first; "batch" with a grid_range of (-2.5, 2.5) keeps all but a few values on the grid.
+
+    **The control.** ``convolution="relu"`` has ReLU and a plain convolution with bias where a KAN convolution would
+    be (none before the first): a UNet that differs in nothing else. sqrt(grid_size + degree) times as wide it has as
+    many parameters.
 
     Args:
         channels: of the image, in and out.
@@ -42,6 +46,7 @@ class KMUNet(nn.Module):
         base: "none", splines alone; or "silu", with w silu(x) on every edge, as most KANs have it.
         up: "bilinear" interpolation, or "transposed": a KAN convolution of 2x2 taps and stride 2, transposed.
         normalise: "none"; "layer", over the channels of each pixel; "batch", each channel over the batch.
+        convolution: "kan", or "relu": see above; grids and base then do not matter, and "bases" pads as "zeros".
         classes: None restores, as a residual; a number returns that many logits a pixel.
 
     Parameters: (grid_size + degree) I O K^2 of I -> O channels with K x K taps; one more on each edge with a base.
@@ -63,12 +68,14 @@ class KMUNet(nn.Module):
         padding_mode: str = "zeros",
         outside: str = "linear",
         normalise: str = "none",
+        convolution: str = "kan",
         classes: int | None = None,
     ):
         super().__init__()
         if not widths or min(convs, *widths) < 1:
             raise ValueError(f"KMUNet: widths {widths}, {convs} convs; give one width or more, and 1 or more of all")
         for name, value, known in (
+            ("convolution", convolution, ("kan", "relu")),
             ("base", base, BASE),
             ("up", up, ("bilinear", "transposed")),
             ("normalise", normalise, NORM),
@@ -79,7 +86,14 @@ class KMUNet(nn.Module):
         # a map of one pixel has nothing to reflect: the deepest gets two
         self.multiple = 2 ** (len(widths) - 1 + (padding_mode == "reflect"))
 
-        def conv(inputs: int, outputs: int, size: int = 3) -> KANConv2d:
+        def before(channels: int) -> nn.Module:
+            norm = NORM[normalise](channels)
+            return norm if convolution == "kan" else nn.Sequential(norm, nn.ReLU())
+
+        def conv(inputs: int, outputs: int, size: int = 3) -> KANConv2d | nn.Conv2d:
+            if convolution == "relu":
+                mode = padding_mode.replace("bases", "zeros")
+                return nn.Conv2d(inputs, outputs, size, padding=size // 2, padding_mode=mode)
             return KANConv2d(
                 inputs,
                 outputs,
@@ -96,24 +110,24 @@ class KMUNet(nn.Module):
         def block(inputs: int, outputs: int, image: bool = False) -> nn.Sequential:
             steps = nn.Sequential()
             for i in range(convs):
-                before = outputs if i else inputs
-                steps.append(nn.Identity() if image and not i else NORM[normalise](before))
-                steps.append(conv(before, outputs))
+                into = outputs if i else inputs
+                steps.append(nn.Identity() if image and not i else before(into))
+                steps.append(conv(into, outputs))
             return steps
 
         def upsample(inputs: int, outputs: int) -> nn.Module:
             if up == "bilinear":
                 return nn.Upsample(scale_factor=2, mode="bilinear")
             # Patches of a 2x2, stride-2 transposed convolution do not overlap: it is a 1x1 one to 4 times the channels
-            return nn.Sequential(NORM[normalise](inputs), conv(inputs, 4 * outputs, 1), nn.PixelShuffle(2))
+            return nn.Sequential(before(inputs), conv(inputs, 4 * outputs, 1), nn.PixelShuffle(2))
 
         pairs = list(zip(widths[1:], widths))[::-1]  # (deeper, shallower), deepest first
-        before = (channels, *widths)
-        self.encoder = nn.ModuleList(block(a, b, image=i == 0) for i, (a, b) in enumerate(zip(before, widths)))
+        levels = enumerate(zip((channels, *widths), widths))
+        self.encoder = nn.ModuleList(block(a, b, image=i == 0) for i, (a, b) in levels)
         self.pool = nn.MaxPool2d(2)
         self.up = nn.ModuleList(upsample(a, b) for a, b in pairs)
         self.decoder = nn.ModuleList(block((a if up == "bilinear" else b) + b, b) for a, b in pairs)
-        self.norm = NORM[normalise](widths[0])
+        self.before = before(widths[0])
         self.last = conv(widths[0], classes or channels, 1)
 
     def forward(self, noisy: Float[Tensor, "B C H W"], noise_level=0.0) -> Float[Tensor, "B O H W"]:
@@ -124,5 +138,5 @@ class KMUNet(nn.Module):
             kept.append(x)
         for up, block, skip in zip(self.up, self.decoder, kept[-2::-1]):
             x = block(torch.cat([skip, up(x)], 1))
-        x = self.last(self.norm(x))[..., :height, :width]
+        x = self.last(self.before(x))[..., :height, :width]
         return noisy + x if self.residual else x

@@ -15,7 +15,7 @@ class UNet(nn.Module):
         widths: channels of each level, full size first; each further level halves the size.
         separable: depthwise-separable 3x3 convolutions, or dense ones.
         skips: concatenate each encoder level's map to the decoder's, or leave it out: the
-            experiment of notebook 04.
+            experiment of notebook 06.
         residual: add the network's output to its input (it predicts minus the noise), or return the output itself.
         classes: None restores; a number returns that many logits a pixel (which are no residual).
 
