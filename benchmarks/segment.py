@@ -1,14 +1,13 @@
 """KM-UNet against UNet at equal parameters, on pictures that the computer draws with their exact masks.
 
-Usage: python benchmarks/segment.py [--seconds 45] [--seeds 0 1 2] [--only NAME ...] [--folder runs/segment]
+Usage: python benchmarks/segment.py [--seconds 90] [--seeds 0 1 2] [--only NAME ...] [--folder runs/segment]
     [--out book/results/segment.json]
 
 The drawn set (kunet.data.drawn): three classes, 200 pictures of 128 x 128 to train on, 50 others to score. Every
 network is trained for ``--seconds`` of processor time on one core (see trials.py) with cross-entropy, on 64 x 64
 crops in batches of 8, noise of sigma 10, AdamW, with that of two learning rates which reached the lower training loss
 in a run of a third of the time with another seed. "unet_equal_steps" is the UNet stopped after as many steps as
-"kmunet" made: the same number of crops seen, in less time. "ukan_mlp" is U-KAN's control: linear layers of the same
-widths in place of KAN layers, so with fewer parameters.
+"kmunet" made: the same number of crops seen, in less time.
 
 Results: models -> {dice, iou: {mean, std, each}, parameters, steps, train_seconds, lr, model_args}. Dice and IoU are
 means over images of the means over the two classes that are not background; std is the sample deviation over seeds.
@@ -28,14 +27,8 @@ RATES, TUNING_SEED, CLASSES = (1e-3, 5e-3), 100, 3
 
 MODELS: dict[str, tuple[str, dict]] = {
     "kmunet": ("kmunet", {"widths": [6, 12, 24], "convs": 1}),
-    "kmunet_normalised": (
-        "kmunet",
-        {"widths": [6, 12, 24], "convs": 1, "normalise": "layer", "grid_range": [-2.5, 2.5]},
-    ),
     "unet": ("unet", {"widths": [12, 24, 48], "separable": False}),
     "unet_equal_steps": ("unet", {"widths": [12, 24, 48], "separable": False}),
-    "ukan": ("ukan", {"dims": [32, 40, 64]}),
-    "ukan_mlp": ("ukan", {"dims": [32, 40, 64], "projection": "mlp"}),
 }
 
 
@@ -93,7 +86,7 @@ def compare(args) -> dict[str, dict]:
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=45)
+    parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--folder", type=Path, default=Path("runs/segment"))
