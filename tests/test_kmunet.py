@@ -80,7 +80,7 @@ def test_equals_loops(changes):
 
 @pytest.mark.parametrize("up", ["bilinear", "transposed"])
 def test_linear_splines_make_it_a_unet_of_plain_convolutions(up):
-    """Coefficients w xi_j at the Greville abscissae xi_j are the line w x: every layer is conv2d, none leaves the grid."""
+    """Coefficients w xi_j (Greville abscissae xi_j) are the line w x: every layer is conv2d, none leaves its grid."""
     model, weights = tiny(up=up, grid_range=(-2.0, 2.0), outside="zero").double(), {}
     with torch.no_grad():
         for layer in kan_layers(model):
@@ -153,7 +153,7 @@ def test_every_pixel_lies_in_the_footprint(padding_mode, up):
     for size in ((1, 1), (2, 5), (5, 3)):
         x = torch.rand(1, 2, *size, dtype=torch.float64, requires_grad=True)
         deep = []
-        handle = model.encoder[-1].register_forward_hook(lambda m, i, output: deep.append(output))
+        handle = model.encoder[-1].register_forward_hook(lambda m, i, output, deep=deep: deep.append(output))
         added = model(x) - x
         handle.remove()
         for h in range(size[0]):
@@ -188,11 +188,27 @@ def test_it_starts_on_the_grid_and_learns(normalise):
     assert errors[-1] < 0.9 * errors[0]
 
 
+def test_the_control_is_a_unet_of_relus_and_plain_convolutions():
+    """Set by hand: ReLU before each convolution but the first; as wide as sqrt(G + k) says, it is as large."""
+    model = tiny(convolution="relu", outside="zero").double()
+    convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert not kan_layers(model) and len(convs) == 4
+    image = torch.rand(1, 2, 8, 12, dtype=torch.float64)
+    with torch.no_grad():
+        top = convs[0](2 * image - 1)
+        deep = F.interpolate(convs[1](F.max_pool2d(top, 2).relu()), scale_factor=2, mode="bilinear")
+        expected = image + convs[3](convs[2](torch.cat([top, deep], 1).relu()).relu())
+        assert torch.allclose(model(image), expected, atol=1e-12)
+    count = lambda m: sum(p.numel() for p in m.parameters())
+    assert abs(count(KMUNet(widths=(11, 23, 45), convolution="relu")) / count(KMUNet(widths=(4, 8, 16))) - 1) < 0.05
+
+
 @pytest.mark.parametrize(
     "arguments,words",
     [
         ({"widths": ()}, r"KMUNet: widths \(\)"),
         ({"convs": 0}, "0 convs"),
+        ({"convolution": "plain"}, "convolution is 'plain'; choose one of kan, relu"),
         ({"base": "relu"}, "base is 'relu'; choose one of none, silu"),
         ({"up": "nearest"}, "up is 'nearest'; choose one of bilinear, transposed"),
         ({"normalise": "group"}, "normalise is 'group'; choose one of none, layer, batch"),

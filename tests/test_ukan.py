@@ -35,7 +35,7 @@ def test_published_counts(dims, total):
 
 
 def test_the_control_is_another_network():
-    """What the published switch leaves undone: no KAN layer is left; with equal weights elsewhere the answer differs."""
+    """What the published switch leaves undone: no KAN layer left, and with equal weights elsewhere another answer."""
     model, control = small().train(), small(projection="mlp").train()
     assert not any(isinstance(m, KANLinear) for m in control.modules())
     assert sum(isinstance(m, nn.Linear) for m in control.modules()) == 12
@@ -47,7 +47,7 @@ def test_the_control_is_another_network():
 
 
 def by_hand(s, x):
-    """The network written out from the paper's figure and text, functional; ``project`` layers are called as modules."""
+    """The network written out from the paper, functional; its ``project`` layers are called as modules."""
 
     def conv(name, x, groups=1):
         x = F.conv2d(x, s[f"{name}.0.weight"], s[f"{name}.0.bias"], padding=1, groups=groups)

@@ -4,6 +4,8 @@ Facts of the published system: github.com/dbasina/KUnet_Dn50_Competition (models
 Our own small models are in ``compact``. Notebook: notebooks/09_kunet.ipynb.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -97,7 +99,7 @@ class KUnet(nn.Module):
                 self.attention = nn.TransformerEncoderLayer(deepest, heads, hidden, dropout, batch_first=True)
             chain = (deepest, *projections)
             if projection == "kan":
-                layers = [KANLinear(a, b, grid_size, degree, grid_range, scaler=True) for a, b in zip(chain, chain[1:])]
+                layers = [KANLinear(a, b, grid_size, degree, grid_range, scaler=True) for a, b in pairwise(chain)]
             elif projection == "mlp":
                 wide = (nn.Linear(mlp_width, mlp_width), nn.SiLU())
                 layers = [nn.Linear(deepest, mlp_width), nn.SiLU(), *wide, nn.Linear(mlp_width, deepest)]

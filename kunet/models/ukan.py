@@ -1,6 +1,5 @@
 """U-KAN: a convolutional UNet whose two lowest levels are tokens that pass through KAN layers."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
