@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import time
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -29,12 +28,12 @@ from configurations import NETWORKS
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from kunet import models, recipes
 from kunet.benchmark import peak_memory, provenance
 from kunet.kan.layer import KANLayer
+from kunet.tiling import live_bytes
 
 OUT = Path(__file__).resolve().parent.parent / "book" / "results" / "cost.json"
 SIZES = (64, 96, 128, 192, 256, 384, 512)
@@ -95,13 +94,8 @@ def seconds(names: list[str], size: int, rounds: int) -> dict[str, list[float]]:
 
 
 def live(model: nn.Module, x: Tensor) -> float:
-    """MB of tensors that a pass holds at its peak, above what it is given: what torch's allocator gave and took."""
-    with torch.no_grad():
-        model(x)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-            model(x)
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return round(max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))) / 1e6, 3)
+    """MB of tensors that a pass holds at its peak, above what it is given."""
+    return round(live_bytes(lambda: model(x)) / 1e6, 3)
 
 
 def resident(name: str, size: int) -> float:
