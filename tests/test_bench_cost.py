@@ -71,7 +71,8 @@ def test_a_small_run_writes_what_is_documented(bench, tmp_path):
         assert all(low <= middle <= high for (low, high), middle in zip(row["quartiles"], row["seconds"]))
         assert row["seconds"][-1] > row["seconds"][0] > 0
         assert row["memory_mb"] == sorted(row["memory_mb"]) and row["memory_mb"][0] > 0
-        assert row["resident_mb"] == pytest.approx(row["memory_mb"][-1], abs=2)  # the kernel counts pages in batches
+        # what libraries take inside an operation comes on top; and the kernel counts pages in batches
+        assert row["memory_mb"][-1] - 2 <= row["resident_mb"] <= 2 * row["memory_mb"][-1] + 4
         assert row["macs_per_pixel"] == pytest.approx(row["macs"][-1] / row["pixels"][-1], abs=0.1)
         assert row["time_exponent"] == pytest.approx(bench.exponent(row["pixels"], row["seconds"]), abs=2e-3)
     dncnn = results["models"]["dncnn"]
@@ -79,7 +80,7 @@ def test_a_small_run_writes_what_is_documented(bench, tmp_path):
     assert dncnn["parameters"] == sum(p.numel() for p in bench.build("dncnn").parameters())
     assert dncnn["macs_exponent"] == 1 and dncnn["memory_exponent"] == pytest.approx(1, abs=0.05)
     least = 2 * width * 4 * 128**2 / 1e6  # a layer's input and its result
-    assert least <= dncnn["memory_mb"][-1] < 2 * least
+    assert least - 1e-3 <= dncnn["memory_mb"][-1] < 2 * least  # rounded to kilobytes
 
 
 @pytest.mark.parametrize(
