@@ -98,6 +98,15 @@ def test_equal_patches_hash_equally_and_stay_in_order():
     assert torch.equal(polytope_hash(3 * patches.mean(2), attention.rotations), hashes)  # only angles count
 
 
+def test_centred_hashes_ignore_what_all_patches_share():
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(2, 64, 16, 16, generator=generator, dtype=torch.float64)
+    shared = 9 * torch.randn(16, generator=generator, dtype=torch.float64)
+    plain, centred = (layer(dim=16, centre=centre).double() for centre in (False, True))
+    assert torch.equal(centred.order(patches + shared), centred.order(patches))
+    assert not torch.equal(plain.order(patches + shared), plain.order(patches))
+
+
 def test_collisions_follow_the_angle():
     """Two buckets are the sides of a random plane: vectors at an angle t fall together with probability 1 - t / pi."""
     rotations = torch.randn(8, 20_000, generator=torch.Generator().manual_seed(0))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kunet.attention.tokens import SelfAttention
 
-SCORES_AT_ONCE = 2**24
-"""How many scores (64 MB of float32) are held at a time where no gradient keeps them: memory does not follow k."""
+SCORES_AT_ONCE = 2**22
+"""How many scores (16 MB of float32) are made at a time; without gradients no more than these are ever held."""
 
 
 def to_patches(x: Float[Tensor, "B H W D"], size: int) -> Float[Tensor, "B N P D"]:
