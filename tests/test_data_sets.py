@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         if "interrupt" in faults:
             time.sleep(0.3)  # let what was sent arrive
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            time.sleep(0.3)
+            time.sleep(5)  # the signal has to be there before the connection breaks, on a busy machine too
 
     def log_message(self, *_):
         pass
