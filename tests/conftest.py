@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: the command line, photos, the built book, a browser."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 from kunet.cli import main
 from kunet.data import bundled
 
+os.environ.setdefault("WANDB_MODE", "disabled")  # its start takes seconds; tests/test_track.py asks for it
 ROOT = Path(__file__).resolve().parent.parent
 
 

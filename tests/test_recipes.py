@@ -1,11 +1,12 @@
 """Recipes: released ones are whole, wrong ones are refused in one helpful line."""
 
+from importlib.resources import files
 from itertools import pairwise
 
 import pytest
 import torch
 
-from kunet import recipes
+from kunet import recipes, tasks
 from kunet.train import build, learning_rate, schedule
 
 
@@ -21,9 +22,29 @@ def test_released_recipes_build(name):
 
 def test_released_recipes_are_these():
     assert recipes.names() == sorted(
-        "kbnet_l_blind kbnet_s_sigma50 kbnet_small kit_deblur kit_pretrain kit_sidd kmunet_drawn kunet_tiny"
-        " nafnet_derain quick ukan_busi".split()
+        "dncnn ffdnet kbnet_l_blind kbnet_s_sigma50 kbnet_small kit_deblur kit_pretrain kit_sidd kmunet_denoise"
+        " kmunet_drawn kunet kunet_tiny nafnet_derain nafnet_rain100l nafnet_reds quick ukan_busi unet".split()
     )
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_released_recipe_says_where_its_numbers_come_from(name):
+    """In a comment above its fields, of a few lines."""
+    text = files(recipes).joinpath(f"{name}.yaml").read_text()
+    head = text.split("\nname:")[0].splitlines()
+    assert 1 <= len(head) <= 6 and all(line.startswith("# ") for line in head)
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_released_recipes_task_takes_what_its_model_returns(name):
+    recipe = recipes.load(name)
+    with torch.device("meta"):
+        model, task = build(recipe)
+    task.fits(model)
+    with pytest.raises(ValueError, match=r"logits|restores images"):
+        other = {"segment": "denoise"}.get(recipe.task, "segment")
+        tasks.make(other, {}).fits(model)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +52,7 @@ def test_released_recipes_are_these():
     [
         ({"step": 5}, "no field 'step' \\(did you mean 'steps'\\?\\)"),
         ({"steps": "many"}, "steps: .*integer.*'many'"),
-        ({"steps": True}, "only compile is true or false"),
+        ({"steps": True}, "only compile and recompute are true or false"),
         ({"lr": float("nan")}, "lr: .*finite"),
         ({"steps": 0}, "steps: .*greater than or equal to 1.*got 0"),
         ({"lr": -1}, "lr: .*greater than 0"),
@@ -72,6 +93,23 @@ def test_a_number_that_yaml_reads_as_text():
 def test_wrong_models(model, words):
     with pytest.raises(ValueError, match=words):
         build(recipes.load("quick", model))
+
+
+@pytest.mark.parametrize(
+    "fields,words",
+    [
+        ({"model": "ukan", "model_args": {}}, "denoise: the model returns 1 logits a pixel"),
+        ({"model": "unet", "model_args": {}, "task": "segment", "task_args": {}}, "segment: the model restores images"),
+        (
+            {"model": "unet", "model_args": {"classes": 2}, "task": "segment", "task_args": {"classes": 3}},
+            "returns 2 logits a pixel, and the task has 3 classes",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_its_task(fields, words):
+    """Refused before a step is made."""
+    with pytest.raises(ValueError, match=f"recipe 'quick': {words}"):
+        build(recipes.load("quick", fields))
 
 
 def test_schedule_and_learning_rate():

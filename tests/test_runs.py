@@ -1,5 +1,6 @@
 """A run's folder: whole files, safe weights, checkpoints that can be trusted."""
 
+import os
 import pickle
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from kunet.models import UNet
-from kunet.runs import Run, load_weights, save_weights, write_whole
+from kunet.runs import Run, checkpoints, load_weights, save_weights, write_whole
 
 
 def test_write_whole(tmp_path):
@@ -34,11 +35,72 @@ def test_log(tmp_path):
 def test_checkpoints(tmp_path):
     run = Run(tmp_path)
     assert run.load() is None
-    run.save({"step": 3, "model": {"w": torch.ones(2)}})
-    assert run.load()["step"] == 3
-    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:100])
-    with pytest.raises(ValueError, match="not a readable checkpoint"):
+    for step in range(1, 5):
+        run.save(step, {"step": step, "model": {"w": torch.ones(2)}}, keep=3)
+    assert [step for step, _ in checkpoints.saved(tmp_path / "checkpoints")] == [2, 3, 4]
+    assert run.load()["step"] == 4
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "one bit", "longer", "another's name"])
+def test_damaged_checkpoints(tmp_path, capsys, damage):
+    run = Run(tmp_path)
+    for step in (1, 2):
+        run.save(step, {"step": step, "w": torch.randn(100)})
+    older, newer = (path for _, path in checkpoints.saved(tmp_path / "checkpoints"))
+    content = newer.read_bytes()
+    flipped = content[:700] + bytes([content[700] ^ 1]) + content[701:]
+    changed = {"truncated": content[:-1], "empty": b"", "one bit": flipped, "longer": content + b"0"}
+    newer.write_bytes(changed.get(damage, older.read_bytes()))
+    assert run.load()["step"] == 1
+    assert capsys.readouterr().err.startswith(f"{newer}: damaged") and run.read_log()[-1]["file"] == newer.name
+    older.write_bytes(b"")
+    with pytest.raises(ValueError, match="all 2 checkpoints are damaged"):
         run.load()
+
+
+def test_what_a_kill_left_unfinished_goes(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".step-00000004-abc").write_bytes(b"half")
+    Run(tmp_path).own()
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_one_owner(tmp_path):
+    first, second = Run(tmp_path), Run(tmp_path)
+    first.own("SLURM_JOB_ID=7")
+    for job in ("", "SLURM_JOB_ID=8"):
+        with pytest.raises(ValueError, match=rf"process {os.getpid()} on .* is training here"):
+            second.own(job)
+    first.log(step=1)
+    second.own("SLURM_JOB_ID=7")  # the same job, started again while a lost node's process lives on
+    for write in (lambda: first.log(step=2), lambda: first.save(2, {}), lambda: first.write_status("running", 2)):
+        with pytest.raises(ValueError, match="another process goes on with this run"):
+            write()
+    second.log(step=2)
+    assert [row["step"] for row in second.read_log()] == [1, 2]
+    first.release()
+    second.release()
+    Run(tmp_path).own()
+
+
+def test_status_and_a_log_that_goes_back(tmp_path):
+    run = Run(tmp_path)
+    assert run.status() == ("new", 0)
+    run.write_status("running", 7)
+    assert run.status() == ("running", 7) and (tmp_path / "status").read_text() == "running 7\n"
+    run.log(event="started", at=0)
+    for step in range(5):
+        run.log(step=step)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')  # torn by a kill
+    run.rewind_log(3)
+    assert [row.get("step", "-") for row in run.read_log()] == ["-", 0, 1, 2, 3]
+
+
+def test_a_run_of_an_earlier_version(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="of an earlier version"):
+        Run(tmp_path).latest()
 
 
 class Evil:
@@ -49,7 +111,7 @@ class Evil:
 def test_a_checkpoint_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Run(tmp_path)
-    torch.save({"step": 1, "model": Evil()}, run.checkpoint)
+    run.save(1, {"step": 1, "model": Evil()})
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         run.load()
     assert not (tmp_path / "pwned.txt").exists()

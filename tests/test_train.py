@@ -1,6 +1,10 @@
 """The training loop: it learns, it resumes bit for bit, it stops honestly."""
 
+import errno
+import itertools
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from kunet import recipes
-from kunet.runs import load_weights
-from kunet.train import train
+from kunet import recipes, tasks
+from kunet.runs import Run, checkpoints, load_weights
+from kunet.train import learning_rate, train
 
 FEW = {
     "model_args": {"widths": [4, 8], "depths": [1, 1], "token_depth": 1, "heads": 2},
@@ -31,6 +35,17 @@ def weights(run):
     return load_file(run.folder / "weights.safetensors")
 
 
+def same(one, other):
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def rows(run):
+    """The log without what clocks say."""
+    return [{k: v for k, v in row.items() if k not in ("time", "crops_per_s")} for row in run.read_log()
+            if "event" not in row]  # fmt: skip
+
+
 def test_the_same_twice_and_another_seed(tmp_path):
     one, two, other = (train(few(seed=s), tmp_path / n, progress=False) for s, n in ((1, "a"), (1, "b"), (2, "c")))
     assert all(torch.equal(weights(one)[k], weights(two)[k]) for k in weights(one))
@@ -43,8 +58,78 @@ def test_resume_is_bit_identical(tmp_path, stops):
     for stop in stops:
         pieces = train(few(), tmp_path / "pieces", progress=False, stop_after=stop)
         assert not (pieces.folder / "weights.safetensors").exists()
+        assert pieces.status() == ("paused", stop)
     pieces = train(few(), tmp_path / "pieces", progress=False)
-    assert all(torch.equal(weights(whole)[k], weights(pieces)[k]) for k in weights(whole))
+    assert same(whole, pieces) and rows(whole) == rows(pieces) and pieces.status() == ("done", 12)
+
+
+def test_helpers_and_smaller_pieces_change_nothing(tmp_path):
+    whole = train(few(), tmp_path / "whole", progress=False)
+    assert same(whole, train(few(workers=2), tmp_path / "helped", progress=False))
+    parts = train(few(micro_batch=1), tmp_path / "parts", progress=False)
+    for one, other in zip(rows(whole), rows(parts)):
+        assert one == pytest.approx(other, rel=1e-5)
+    assert same(parts, train(few(micro_batch=1, workers=1), tmp_path / "again", progress=False))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_pauses_after_the_step(tmp_path, monkeypatch, name):
+    whole = train(few(), tmp_path / "whole", progress=False)
+    loss, calls = tasks.Denoise.loss, itertools.count()
+
+    def signalled(self, model, batch):
+        if next(calls) == 2:
+            os.kill(os.getpid(), getattr(signal, name))
+        return loss(self, model, batch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.Denoise, "loss", signalled)
+        run = train(few(workers=int(name == "SIGTERM")), tmp_path / "run", progress=False)
+    assert run.status() == ("paused", 3) and signal.getsignal(signal.SIGTERM) == before
+    assert run.read_log()[-1]["why"] == name
+    assert same(whole, train(few(), tmp_path / "run", progress=False))
+
+
+def test_the_best_weights_are_kept(tmp_path):
+    run = train(few(), tmp_path / "run", progress=False)
+    scores = {row["step"]: row["psnr"] for row in run.read_log() if "psnr" in row}
+    best = max(scores, key=scores.get)
+    card = json.loads((run.folder / "best.json").read_text())
+    assert card["step"] == best and load_weights(run.folder / "best.safetensors")
+    assert len(list((run.folder / "checkpoints").iterdir())) == 2
+    assert len(list((train(few(keep=1), tmp_path / "one", progress=False).folder / "checkpoints").iterdir())) == 1
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys):
+    whole = train(few(), tmp_path / "whole", progress=False)
+    train(few(), tmp_path / "run", progress=False, stop_after=9)
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    run = train(few(), tmp_path / "run", progress=False)
+    assert f"{newest}: damaged" in capsys.readouterr().err and same(whole, run)
+    assert [row["event"] for row in run.read_log() if "event" in row] == ["started", "paused", "damaged", "started"]
+    assert run.read_log()[-1]["step"] == 12 and rows(whole) == rows(run)
+
+
+def test_a_full_disk_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    whole = train(few(), tmp_path / "whole", progress=False)
+    train(few(), tmp_path / "run", progress=False, stop_after=6)
+    with monkeypatch.context() as patch:
+        full = OSError(errno.ENOSPC, "No space left on device", "x")
+        patch.setattr(checkpoints._File, "write", lambda self, data: (_ for _ in ()).throw(full))
+        with pytest.raises(OSError, match="No space left"):
+            train(few(), tmp_path / "run", progress=False)
+    assert Run(tmp_path / "run").status() == ("failed", 6)
+    assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.startswith(".")]
+    assert same(whole, train(few(), tmp_path / "run", progress=False))
+
+
+def test_cosine():
+    recipe = few(schedule="cosine", warmup=2)
+    rates = [learning_rate(recipe, step) for step in range(12)]
+    assert rates[0] == recipe.lr / 2 and rates[2] == recipe.lr and rates[7] == pytest.approx(recipe.lr / 2)
+    assert all(a > b for a, b in itertools.pairwise(rates[2:]))
 
 
 def test_it_learns(tmp_path):
@@ -71,15 +156,48 @@ def test_bf16(tmp_path):
     assert all(v.dtype == torch.float32 and bool(v.isfinite().all()) for v in weights(run).values())
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
-    train(few(), tmp_path / "run", progress=False, stop_after=4)
-    run_state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    run_state["model"]["tail.weight"].fill_(float("nan"))
-    torch.save(run_state, tmp_path / "run" / "checkpoint.pt")
-    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    with pytest.raises(FloatingPointError, match="at step 4"):
+def spoil(monkeypatch, steps):
+    """The loss is not a number at these calls of it (a step each)."""
+    loss, calls = tasks.Denoise.loss, itertools.count()
+    broken = lambda self, model, batch: loss(self, model, batch) * (float("nan") if next(calls) in steps else 1)
+    monkeypatch.setattr(tasks.Denoise, "loss", broken)
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_logged(tmp_path, monkeypatch):
+    spoil(monkeypatch, {2, 3})
+    run = train(few(log_every=1), tmp_path / "run", progress=False)
+    rows = run.read_log()
+    assert [row["step"] for row in rows if row.get("event") == "skipped"] == [3, 4]
+    assert [row["step"] for row in rows if "loss" in row and "event" not in row] == [1, 2, *range(5, 13)]
+    assert all(bool(value.isfinite().all()) for value in weights(run).values()) and run.status() == ("done", 12)
+
+
+def test_three_in_a_row_stop_and_keep_the_checkpoint(tmp_path, monkeypatch):
+    whole = train(few(), tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        spoil(patch, {4, 5, 6})
+        with pytest.raises(FloatingPointError, match="at step 6, and no finite ones in the 2 steps before"):
+            train(few(), tmp_path / "run", progress=False)
+    assert Run(tmp_path / "run").status() == ("failed", 4)
+    mended = train(few(), tmp_path / "run", progress=False)
+    assert same(whole, mended)
+
+
+def test_a_skip_counts_across_a_stop(tmp_path, monkeypatch):
+    spoil(monkeypatch, {4, 5, 6})
+    train(few(), tmp_path / "run", progress=False, stop_after=6)
+    with pytest.raises(FloatingPointError, match="at step 6"):
         train(few(), tmp_path / "run", progress=False)
-    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_too_little_memory(tmp_path, monkeypatch):
+    def full(self, model, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tasks.Denoise, "loss", full)
+    with pytest.raises(ValueError, match=r"step 0: 4 crops of 16 x 16 do not fit .* --micro-batch 2 .*--recompute"):
+        train(few(), tmp_path / "run", progress=False)
+    assert Run(tmp_path / "run").status() == ("failed", 0)
 
 
 def test_another_model_in_the_folder(tmp_path):
@@ -111,7 +229,7 @@ KANS = {
 
 def test_grids_and_masks_change_on_the_way(tmp_path):
     run = train(few(**KANS), tmp_path / "run", progress=False)
-    state = torch.load(run.folder / "checkpoint.pt", weights_only=True)
+    state = run.load()
     for weights_of in (state["model"], state["average"]):
         (name,) = (k for k in weights_of if k.endswith("spline_weight"))
         masked = 1 - float(weights_of[name.replace("spline_weight", "edge_mask")].mean())

@@ -1,12 +1,13 @@
 """The command line, ``kunet COMMAND``: the same as ``python -m kunet COMMAND``."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import yaml
 
 from kunet import __version__, recipes
-from kunet.cli import data, verbs
+from kunet.cli import data, sweep, verbs
 from kunet.cli.verbs import fail
 from kunet.weights import DEFAULT
 
@@ -19,10 +20,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point. Exit 0 when all is done, 2 after a mistake in the request or the files, 130 when interrupted."""
+    """Entry point.
+
+    Exit 0 when all is done, 2 after a mistake in the request or the files, 1 when another process of a training was
+    lost, 75 when a training was asked to stop and did, 130 when interrupted.
+    """
     parser = _parser()
     args, extra = parser.parse_known_args(argv)
-    if extra and args.run is not verbs.train:
+    if extra and args.run not in (verbs.train, sweep.sweep):
         parser.error(f"unknown argument {extra[0]!r}{recipes.nearest(extra[0], list(vars(args)))}")
     args.extra = extra
     try:
@@ -39,6 +44,11 @@ def main(argv: list[str] | None = None) -> None:
         fail(f"{error.filename or 'system'}: {error.strerror or error}", f"kunet {args.command}")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "LostProcess":  # named, not imported: that would load torch for every command
+            raise
+        print(f"kunet {args.command}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _parser() -> Parser:
@@ -79,6 +89,13 @@ def _parser() -> Parser:
     p.add_argument("--recipe", required=True, help=f"one of {', '.join(recipes.names())}, or a .yaml file")
     p.add_argument("--out", type=Path, help="the run's folder, continued if it is there (default: runs/NAME)")
     p.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    p.add_argument(
+        "--track", default="auto", metavar="MODE", help="mirror the log on W&B: auto (where wandb is installed; online"
+        " with WANDB_API_KEY, else offline), offline, online, off",
+    )  # fmt: skip
+    p.add_argument(
+        "--timeout", type=_seconds, default=600.0, metavar="S", help="wait so long for another process (default: 600)"
+    )
     p.add_argument("--dry-run", action="store_true", help="check everything, print the recipe, train nothing")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -125,7 +142,7 @@ def _parser() -> Parser:
         "run a notebook as a job",
         "Run a notebook with checked parameters through papermill.",
     )
-    p.add_argument("path", type=Path, metavar="NOTEBOOK", help="the .ipynb file")
+    p.add_argument("path", metavar="NOTEBOOK", help="a chapter's name, number or subject, or an .ipynb file")
     p.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter (repeatable)"
     )
@@ -133,7 +150,9 @@ def _parser() -> Parser:
     p.add_argument("-o", "--output", type=Path, help="the executed notebook (default: runs/NOTEBOOK)")
     p.add_argument("--quick", action="store_true", help="start from the notebook's quick parameters")
     p.add_argument("--list", action="store_true", help="print the notebook's parameters and stop")
+    p.add_argument("--quiet", action="store_true", help="no progress")
     data.add(commands)
+    sweep.add(commands)
     return parser
 
 
@@ -153,6 +172,16 @@ def _add_model(p: argparse.ArgumentParser, default: str | None = DEFAULT) -> Non
         "--memory", type=_gigabytes, default=2.0, metavar="GB", help="tile images that need more (default: 2)"
     )
     p.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no waiting time; give seconds, at least 1")
+    return value
 
 
 def _gigabytes(text: str) -> float:

@@ -9,6 +9,9 @@ import yaml
 
 from kunet import recipes
 
+PAUSED = 75
+"""Exit code of a training that was asked to stop, and did with a checkpoint (EX_TEMPFAIL: try again later)."""
+
 
 def fail(message: str, prog: str = "kunet") -> None:
     """One line on stderr, exit 2."""
@@ -77,12 +80,15 @@ def _report(failures: list[str], args) -> None:
 
 
 def train(args) -> None:
+    from kunet import distributed
     from kunet import train as training
+    from kunet.runs import track
 
     recipe = recipes.load(args.recipe, _fields(args.extra))
     model, task = training.build(recipe)
     out = args.out or Path("runs") / recipe.name
     device = _device(args.device)
+    track.check(args.track)
     if args.dry_run:
         photos, held = task.load(recipe.data, recipe.held_out)
         print(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(recipe))), sort_keys=False), end="")
@@ -91,8 +97,16 @@ def train(args) -> None:
             f"# {count:,} parameters; {len(photos)} examples to train on, {len(held)} held out; on {device}, into {out}"
         )
         return
-    run = training.train(recipe, out, device, not args.quiet)
-    print(f"{run.folder / 'weights.safetensors'}: done after {recipe.steps} steps")
+    run = training.train(recipe, out, device, not args.quiet, tracking=args.track, timeout=args.timeout)
+    word, step = run.status()
+    here = distributed.place()
+    if here.rank == 0 and word == "done":
+        print(f"{run.folder / 'weights.safetensors'}: done after {recipe.steps} steps")
+    if word == "paused":
+        if here.rank == 0:
+            print(f"{run.folder}: paused at step {step} of {recipe.steps}; the same command goes on", file=sys.stderr)
+        if here.size == 1:  # torchrun and srun take it for a fault, and end or restart the other processes
+            raise SystemExit(PAUSED)
 
 
 def _fields(extra: list[str]) -> dict:
@@ -121,26 +135,40 @@ def evaluate(args) -> None:
     from kunet.restore import Network, task_of
 
     _check_json(args.json)
-    results, facts = {}, {"weights": args.weights, "seed": args.seed}
-    task, fields = task_of(args.weights)
-    if task == "denoise":
-        denoiser = _denoiser(args)
-        facts |= {"sigma": args.sigma, "noise": args.noise}
-        for source in args.sources:
-            scores = scoring.evaluate(denoiser, source, args.sigma, args.noise, args.seed, not args.quiet)
-            row = results[source] = scoring.summary(scores)
+    trained, fields = task_of(args.weights)
+    asked, protocol = getattr(args, "task", None), getattr(args, "protocol", "literature")
+    told = trained == "denoise" and not fields.get("blind", False)
+    chosen = {source: scoring.task_for(source, trained, told, asked) for source in args.sources}
+    scoring.protocol_named(protocol)
+    if protocol != "literature" and trained == "segment":
+        raise ValueError(f"--protocol {protocol}: is for restored images; {args.weights} segment")
+    if trained == "denoise":
+        network = _denoiser(args)
+    else:
+        network, _ = Network.open(args.weights, args.memory * 1e9, _device(args.device), (trained,))
+    run = (lambda x, level: network(x, args.sigma)) if told else network.run
+    options, how = (args.seed, not args.quiet, protocol), f", {protocol} protocol" * (protocol != "literature")
+    results = {}
+    for source, task in chosen.items():
+        if task == "denoise":
+            row = scoring.summary(scoring.evaluate(network, source, args.sigma, args.noise, *options))
             print(
-                f"{source}: {row['images']} images, sigma {args.sigma:g} ({args.noise} noise):"
+                f"{source}: {row['images']} images, sigma {args.sigma:g} ({args.noise} noise){how}:"
                 f" {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, {row['seconds']:.3f} s an image"
             )
-    else:
-        network, _ = Network.open(args.weights, args.memory * 1e9, _device(args.device), (task,))
-        facts |= {"task": task, "task_args": fields}
-        for source in args.sources:
-            rows = scoring.score_source(network, tasks.make(task, fields), source, args.seed, not args.quiet)
-            results[source] = (mean := scoring.means(rows)) | {"rows": rows}
-            measures = ", ".join(f"{name} {value:.4g}" for name, value in mean.items() if name != "images")
-            print(f"{source}: {mean['images']} images, {task}: {measures}")
+            if asked is None and scoring.has_pairs(source):
+                note = f"{source} has pairs, and noise was added to its clean images; --task pairs takes the pairs"
+                print(f"kunet evaluate: note: {note}", file=sys.stderr)
+        else:
+            rows = scoring.score_source(run, tasks.make(task, fields if task == trained else {}), source, *options)
+            row = scoring.means(rows) | {"rows": rows}
+            what = task if task == trained else f"its pairs, restored as {trained}"
+            what += f", told sigma {args.sigma:g}" * told + how
+            measures = ", ".join(f"{name} {row[name]:.4g}" for name in rows[0])
+            print(f"{source}: {row['images']} images, {what}: {measures}")
+        results[source] = {"task": task} | row
+    facts = {"weights": args.weights, "seed": args.seed, "task": trained, "task_args": fields, "protocol": protocol}
+    facts |= {"sigma": args.sigma, "noise": args.noise} if trained == "denoise" else {}
     _write_json(args.json, provenance() | facts | {"results": results})
 
 
@@ -171,14 +199,15 @@ def benchmark(args) -> None:
 def notebook(args) -> None:
     from kunet import notebook as jobs
 
+    path = jobs.find(args.path)
     if args.list:
-        for parameter in jobs.parameters(args.path):
+        for parameter in jobs.parameters(path):
             print(parameter)
         return
     given = jobs.read_file(args.file) if args.file else {}
     given |= {name: yaml.safe_load(value) for name, value in args.p}
-    output = args.output or Path("runs") / args.path.name
-    jobs.run(args.path, output, given, args.quick)
+    output = args.output or Path("runs") / path.name
+    jobs.run(path, output, given, args.quick, not args.quiet)
     print(output)
 
 

@@ -54,7 +54,8 @@ class Recipe:
     phases: list[Phase] = Field(min_length=1, description="crop sizes in turn; shares add up to 1")
     lr: float = Field(default=1e-3, gt=0, description="AdamW's learning rate on the plateau")
     warmup: int = Field(default=200, ge=0, description="steps of linear warm-up")
-    decay: float = Field(default=0.3, ge=0, le=1, description="last share of the steps, in which lr falls to 0")
+    schedule: Literal["plateau", "cosine"] = Field(default="plateau", description="of lr after the warm-up")
+    decay: float = Field(default=0.3, ge=0, le=1, description="last share of a plateau's steps, in which lr falls to 0")
     betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's moment decay rates")
     weight_decay: float = Field(default=1e-4, ge=0, description="AdamW's decoupled decay")
     clip: float = Field(default=5.0, gt=0, description="largest gradient norm")
@@ -65,15 +66,28 @@ class Recipe:
     ema: float = Field(default=0.999, ge=0, lt=1, description="decay a step of the averaged weights")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the forward pass (autocast)")
     compile: bool = Field(default=False, description="torch.compile the model; needs a C++ compiler on CPU")
+    micro_batch: int = Field(
+        default=0,
+        ge=0,
+        description="crops a process takes at once; gradients add up to its share"
+        " of the batch; 0 takes the share whole",
+    )
+    recompute: bool = Field(default=False, description="compute activations again in backward: less memory, more time")
     seed: int = Field(default=0, ge=0, description="of weights, crops and noise")
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves torch's choice")
     log_every: int = Field(default=50, ge=1, description="steps between log lines")
+    workers: int = Field(default=0, ge=0, description="helper processes that read crops ahead, for each process")
     save_every: int = Field(default=1000, ge=1, description="steps between checkpoints and validations")
+    keep: int = Field(default=2, ge=1, description="checkpoints kept, the last ones")
 
     def __post_init__(self):
         total = sum(phase.share for phase in self.phases)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"phases: their shares add up to {total:g}; they must add up to 1")
+        for name in ("extend", "prune"):
+            for event in getattr(self, name):
+                if not 0 < round(event.at * self.steps) < self.steps:
+                    raise ValueError(f"{name}: at {event.at:g} of {self.steps} steps is not between two of them")
 
 
 RECIPE = TypeAdapter(Recipe)
@@ -118,8 +132,8 @@ def build(where: str, content: dict[str, Any]) -> Recipe:
     for key in content:
         if key not in allowed:
             raise ValueError(f"{where}: no field {key!r}{nearest(str(key), allowed)}; fields are {', '.join(allowed)}")
-        if isinstance(content[key], bool) and key != "compile":
-            raise ValueError(f"{where}: {key}: is {content[key]}; only compile is true or false")
+        if isinstance(content[key], bool) and key not in ("compile", "recompute"):
+            raise ValueError(f"{where}: {key}: is {content[key]}; only compile and recompute are true or false")
     try:
         return RECIPE.validate_python(content)
     except ValidationError as error:

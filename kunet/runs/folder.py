@@ -1,0 +1,168 @@
+"""The folder of one run."""
+
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kunet.runs import checkpoints
+from kunet.runs.files import write_whole
+
+
+class Run:
+    """The folder of one training run. Raises: ValueError when it cannot be made."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._token = self._lock = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{folder}: cannot make the run's folder ({error.strerror}); choose another --out"
+            ) from None
+
+    # who writes
+
+    def own(self, job: str = "") -> None:
+        """Become the one process that writes into this folder.
+
+        A process of the same ``job`` (of a scheduler) may be left on a node that was lost: it is shut out, and
+        fails at its next write. Any other process that is still alive keeps the folder.
+        Raises: ValueError when the folder cannot be written, or belongs to such a process.
+        """
+        path = self.folder / "owner.json"
+        try:
+            self._lock = open(path, "a+")
+        except OSError as error:
+            raise ValueError(f"{path}: cannot write ({error.strerror}); choose another --out") from None
+        try:
+            import fcntl  # not on Windows
+
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = self._owner()
+            if not job or owner.get("job") != job:
+                raise ValueError(
+                    f"{self.folder}: process {owner.get('pid')} on {owner.get('host')} is training here; wait for it,"
+                    " or choose another --out"
+                ) from None
+        except (ImportError, OSError):
+            pass  # a system without such locks: the token below still tells
+        self._token = secrets.token_hex(8)
+        owner = {"token": self._token, "job": job, "host": socket.gethostname(), "pid": os.getpid()}
+        self._lock.truncate(0)  # the file itself stays, since the lock is on it
+        self._lock.write(json.dumps(owner) + "\n")
+        self._lock.flush()
+        checkpoints.sweep(self.folder / "checkpoints")
+
+    def release(self) -> None:
+        """Let others write."""
+        if self._lock is not None:
+            self._lock.close()
+        self._token = self._lock = None
+
+    def _owner(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / "owner.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def owned(self) -> bool:
+        """Whether this process has become the owner, and no other one since."""
+        return self._token is not None and self._owner().get("token") == self._token
+
+    def check_owner(self) -> None:
+        """Raises: ValueError when another process has become the owner since."""
+        if self._token is not None and not self.owned():
+            raise ValueError(f"{self.folder}: another process goes on with this run; this one wrote nothing more")
+
+    # what the run is
+
+    def write_recipe(self, recipe: dict[str, Any]) -> None:
+        write_whole(self.folder / "recipe.json", lambda path: path.write_text(json.dumps(recipe, indent=1) + "\n"))
+
+    def check_recipe(self, recipe: dict[str, Any], may_change: tuple[str, ...]) -> None:
+        """Raises: ValueError naming the first field in which the run was started with another value."""
+        path = self.folder / "recipe.json"
+        before, now = json.loads(path.read_text()) if path.exists() else {}, json.loads(json.dumps(recipe))
+        for key, value in before.items():
+            if key not in may_change and now.get(key) != value:
+                raise ValueError(
+                    f"{self.folder}: was started with {key} {value!r}, not {now.get(key)!r}; choose another --out, or"
+                    " go on with what it was started with"
+                )
+
+    # how far it is
+
+    def write_status(self, word: str, step: int) -> None:
+        """One line for scripts: running, paused, failed or done, and the step of the last checkpoint."""
+        self.check_owner()
+        write_whole(self.folder / "status", lambda path: path.write_text(f"{word} {step}\n"))
+
+    def status(self) -> tuple[str, int]:
+        """(word, step); ("new", 0) before the first."""
+        try:
+            word, step = (self.folder / "status").read_text().split()
+            return word, int(step)
+        except (OSError, ValueError):
+            return "new", 0
+
+    def log(self, **values) -> None:
+        """Append one line to log.jsonl, stamped with the wall-clock time in seconds."""
+        self.check_owner()
+        with open(self.folder / "log.jsonl", "a") as file:
+            file.write(json.dumps({"time": round(time.time(), 2), **values}) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """Every whole line of the log; a line torn by a crash or a full disk is left out."""
+        path = self.folder / "log.jsonl"
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def rewind_log(self, step: int) -> None:
+        """Forget the lines of later steps, which a run that goes on from there will write again."""
+        rows = [row for row in self.read_log() if row.get("step", 0) <= step]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_whole(self.folder / "log.jsonl", lambda path: path.write_text(text))
+
+    # what it goes on from
+
+    def save(self, step: int, state: dict[str, Any], keep: int = 2) -> None:
+        """Add a checkpoint; the last ``keep`` stay."""
+        self.check_owner()
+        checkpoints.save(self.folder / "checkpoints", step, state, keep)
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint that is whole, or None in a new run; every damaged one is named on stderr and logged.
+
+        Raises: ValueError when there are checkpoints and all of them are damaged, or an old form of them.
+        """
+        if (self.folder / "checkpoint.pt").exists():
+            raise ValueError(
+                f"{self.folder / 'checkpoint.pt'}: of an earlier version, which drew its noise otherwise; choose"
+                " another --out"
+            )
+        found = checkpoints.saved(self.folder / "checkpoints")
+        for _, path in reversed(found):
+            try:
+                checkpoints.check(path)
+                return path
+            except ValueError as error:
+                print(f"{error}; going back to the one before", file=sys.stderr)
+                self.log(event="damaged", file=path.name)
+        if found:
+            raise ValueError(
+                f"{self.folder / 'checkpoints'}: all {len(found)} checkpoints are damaged; choose another --out to"
+                " start anew"
+            )
+        return None
+
+    def load(self, path: Path | None = None) -> dict[str, Any] | None:
+        """The state of a checkpoint, the newest whole one unless told; None in a new run."""
+        path = path or self.latest()
+        return checkpoints.load(path) if path else None

@@ -1,0 +1,93 @@
+"""What each step of each process is fed: its share of the step's crops, in batches that fit its memory."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kunet.data import Crops
+from kunet.distributed import Group
+from kunet.recipes import Phase
+from kunet.runs import stop
+from kunet.tasks import Batch, Task
+
+Step = tuple[int, Phase, int]
+
+
+def mix(*numbers: int) -> int:
+    """One seed for torch's generators, which use 32 bits, out of several numbers of which each counts."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+class Examples(Dataset):
+    """A task's training examples, degraded crops and what they should become, by (side of the crop, index).
+
+    An example is a function of (seed, side, index) alone: no number of processes or helpers changes it.
+    """
+
+    def __init__(self, photos: Sequence[np.ndarray], task: Task, seed: int):
+        self.photos, self.task, self.seed = photos, task, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """(input, noise level, target) of one crop, without the batch's dimension."""
+        side, index = key
+        crop = Crops(self.photos, side, index + 1, self.seed)[index]
+        batch = self.task.batch(crop[None], torch.Generator().manual_seed(mix(self.seed, index)))
+        return batch.input[0], batch.noise_level[0], batch.target[0]
+
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        """Several of them."""
+        return collate([self[key] for key in keys])
+
+
+def collate(examples: list[tuple[Tensor, Tensor, Tensor]]) -> Batch:
+    return Batch(*(torch.stack(parts) for parts in zip(*examples)))
+
+
+def keys(step: Step, rank: int = 0, size: int = 1) -> list[tuple[int, int]]:
+    """The crops of a step that a process of so many trains on: equal shares, in order."""
+    _, phase, first = step
+    share = phase.batch // size
+    return [(phase.patch, first + rank * share + i) for i in range(share)]
+
+
+def feed(
+    examples: Examples, steps: Sequence[Step], group: Group, micro: int, workers: int
+) -> Iterator[tuple[Step, list[Batch]]]:
+    """Each step with this process's batches of it, of at most ``micro`` crops (0: all at once).
+
+    They are read ahead by ``workers`` helper processes, or with 0 when they are asked for.
+
+    Helpers ignore the signals that stop a training, which would otherwise lose them before its last step; those that
+    are left when the iterator is closed are killed.
+    """
+    pieces = [_cut(keys(step, group.rank, group.size), micro) for step in steps]
+    loader = DataLoader(
+        examples,
+        batch_sampler=[piece for step in pieces for piece in step],
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=_helper,
+        pin_memory=group.device.type == "cuda",
+    )
+    batches = iter(loader)
+    try:
+        for step, parts in zip(steps, pieces):
+            yield step, [next(batches) for _ in parts]
+    finally:
+        helpers = list(getattr(batches, "_workers", ()))
+        del batches  # asks them to end, and waits some seconds
+        for helper in helpers:
+            if helper.is_alive():
+                helper.kill()
+
+
+def _cut(share: list, micro: int) -> list[list]:
+    micro = micro or len(share)
+    return [share[i : i + micro] for i in range(0, len(share), micro)]
+
+
+def _helper(number: int) -> None:
+    stop.ignore()
