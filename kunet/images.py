@@ -7,6 +7,8 @@ import math
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,21 @@ def check_sigma(sigma: object) -> float:
     return float(sigma)
 
 
+def check_sigma_map(sigma: Tensor, image: Float[Tensor, "C H W"]) -> Float[Tensor, "H W"]:
+    """sigma itself, if it holds a finite level from 0 to 255 for each pixel of the image; else ValueError."""
+    if sigma.shape != image.shape[1:]:
+        raise ValueError(
+            f"sigma is a map of {tuple(sigma.shape)} for an image of {tuple(image.shape)}; it must be one level a"
+            f" pixel, {tuple(image.shape[1:])}"
+        )
+    if not bool(((sigma >= 0) & (sigma <= LEVELS)).all()):  # false for nan too
+        raise ValueError(
+            f"sigma is a map from {float(sigma.min()):g} to {float(sigma.max()):g}; its levels must be numbers from 0"
+            f" to {LEVELS}, in 8-bit levels"
+        )
+    return sigma.to(image.dtype)
+
+
 def to_tensor(image: Image.Image | np.ndarray) -> Float[Tensor, "C H W"]:
     """8- or 16-bit pixels, (H, W) or (H, W, C), to float32 (C, H, W) in [0, 1]."""
     pixels = np.array(image)
@@ -71,7 +88,23 @@ def open_image(path: str | Path) -> Image.Image:
 
     Raises: ImageError when the path is no readable image, is truncated, or is larger than MAX_PIXELS.
     """
-    path = Path(path)
+    with _opened(Path(path)) as image:
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) that a file's header states, before it is turned upright: no pixel is decoded.
+
+    Raises: ImageError as ``open_image``, but for damage behind the header.
+    """
+    with _opened(Path(path)) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A Pillow image whose header is read and allowed; whatever goes wrong with it becomes an ImageError."""
     if not path.exists():
         raise ImageError(f"{path}: no such file; give the path of an image")
     if path.is_dir():
@@ -96,8 +129,7 @@ def open_image(path: str | Path) -> Image.Image:
                     raise ImageError(
                         f"{path}: holds {image.n_frames} pictures; save the one you want as a file of its own"
                     )
-                image.load()
-                return ImageOps.exif_transpose(image)
+                yield image
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: {error}; at most {MAX_PIXELS / 1e6:.0f} million pixels are read") from None
     except UnidentifiedImageError:
@@ -113,6 +145,11 @@ def open_image(path: str | Path) -> Image.Image:
 def load_rgb(path: str | Path) -> Float[Tensor, "3 H W"]:
     """A file as RGB in [0, 1], upright; alpha is dropped, gray repeated. Raises: ImageError."""
     return to_tensor(to_rgb(open_image(path)))
+
+
+def load_pixels(path: str | Path) -> np.ndarray:
+    """A file as RGB, upright, (H, W, 3) uint8: the pixels of ``load_rgb``. Raises: ImageError."""
+    return np.asarray(to_rgb(open_image(path)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

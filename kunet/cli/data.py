@@ -1,4 +1,4 @@
-"""`kunet data list | fetch | check`: data sets by name."""
+"""`kunet data list | fetch | check | pack`: data sets by name, and packed ones."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,10 @@ from kunet.cli.verbs import fail
 def add(commands) -> None:
     """The subcommand and its own subcommands."""
     p = commands.add_parser(
-        "data", help="fetch and check data sets", description="Published sets of images, by name.", allow_abbrev=False
+        "data",
+        help="fetch, check and pack data sets",
+        description="Published sets of images, by name.",
+        allow_abbrev=False,
     )
     verbs = p.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=type(p))
     for run, help in (
@@ -32,6 +35,15 @@ def add(commands) -> None:
         )  # fmt: skip
         if run is not list_sets:
             sub.add_argument("--quiet", action="store_true", help="no progress bar")
+    help = "write images as one file, which trainings read as they need it"
+    sub = verbs.add_parser("pack", help=help, description=f"{help[:1].upper()}{help[1:]}.", allow_abbrev=False)
+    sub.set_defaults(run=pack)
+    sub.add_argument("source", metavar="SOURCE", help="a folder of images, or a set's name")
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="the folder to make")
+    sub.add_argument("--kind", default="photos", help='"photos" (default), "pairs" or "masks": what the task reads')
+    sub.add_argument("--classes", type=int, default=2, help="of masks, as the task has them (default: 2)")
+    sub.add_argument("--size", type=int, help="side to scale images and masks to (default: their own)")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def list_sets(args: argparse.Namespace) -> None:
@@ -55,8 +67,17 @@ def fetch(args: argparse.Namespace) -> None:
     print(f"{folder}: {done}")
 
 
+def pack(args: argparse.Namespace) -> None:
+    from kunet.data.pack import clean, pack
+
+    for path in clean(args.output):
+        print(f"removed {path}, which was left half-written")
+    packed = pack(args.source, args.output, args.kind, not args.quiet, args.classes, args.size)
+    print(f"{args.output}: {len(packed)} {packed.kind}, {packed.bytes / 1e6:,.2f} MB")
+
+
 def check(args: argparse.Namespace) -> None:
-    from kunet.data import list_images, sets
+    from kunet.data import list_images, open_packed, packed, sets
 
     if args.to is None and Path(args.name).is_dir():
         folder = Path(args.name)
@@ -64,7 +85,10 @@ def check(args: argparse.Namespace) -> None:
     else:
         data_set = sets.get(args.name)
         folder = sets.where(data_set, args.to)
-    if data_set:
+    if packed.is_packed(folder):
+        problems = packed.check(folder, not args.quiet)
+        what = "" if problems else f"{len(open_packed(folder))} packed images, every checksum is right"
+    elif data_set:
         problems, what = sets.check(data_set, folder, not args.quiet), f"{data_set.title}, {data_set.count}"
     else:
         problems, paths = [], list_images(folder)

@@ -9,6 +9,7 @@ What ``find_masks`` recognises, by the names of the masks:
     images/a.jpg         masks/a.png                       their names are any of IMAGES and MASKS
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
+from kunet.data import pool
 from kunet.data.drawn import SEEDS, draw
 from kunet.data.photos import list_images, split
-from kunet.images import open_image, to_rgb
+from kunet.images import image_size, open_image, to_rgb
 
 IMAGES = ("images", "image", "imgs", "original", "input")
 MASKS = ("masks", "mask", "groundtruth", "gt", "labels", "annotations")
@@ -105,28 +106,35 @@ def read_labelled(found: Labelled, classes: int, size: int | None = None) -> np.
     return np.concatenate([np.asarray(image), np.asarray(label)[..., None]], 2)
 
 
+def labelled_bytes(found: Labelled, size: int | None = None) -> int:
+    """What an example takes in memory, by its image's header."""
+    return 4 * (size**2 if size else math.prod(image_size(found.image)))
+
+
 def load_masks(
     sources: Sequence[str], held_out: int = 0, classes: int = 2, size: int | None = None, progress: bool = False
-) -> tuple[list, list]:
-    """(train, held-out) examples (H, W, 4) uint8, in memory.
+) -> tuple[Sequence, list]:
+    """(train, held-out) examples (H, W, 4) uint8: in memory, but for those of packed sets.
 
     Args:
-        sources: folders; "drawn" or "drawn:N", N drawn pictures (200) to train on and 50 held out.
+        sources: folders, also of packed sets of the same classes and size; "drawn" or "drawn:N", N drawn pictures
+            (200) to train on and 50 held out.
         held_out: how many images of the folders, all together, to keep apart.
         classes: background among them; with one or two the drawn shapes are all of class 1.
         size: side of the images; None keeps the folders' own, and draws 128.
+    Raises: ValueError as ``find_masks``, ``read_labelled`` and ``split``, for a damaged image or packed set, and for
+        more images than fit into memory.
     """
     counts = [_drawn_count(source) for source in sources]
-    found = [item for source, count in zip(sources, counts) if not count for item in find_masks(source)]
+    folders = [source for source, count in zip(sources, counts) if not count]
+    found = pool.find(folders, "masks", find_masks, classes=max(2, classes), size=size)
     train, held = split(found, held_out) if found else ([], [])
-    bar = tqdm(train + held, "reading masks", unit="image", disable=not progress)
-    examples = [read_labelled(item, classes, size) for item in bar]
-    pools = examples[: len(train)], examples[len(train) :]
     highest = np.uint8([255, 255, 255, 1 if classes <= 2 else 2])
     for count in filter(None, counts):
-        for pool, part, number in zip(pools, ("train", "heldout"), (count, 50)):
-            pool.extend(np.minimum(draw(SEEDS[part], i, size or 128), highest) for i in range(number))
-    return pools
+        for examples, part, number in zip((train, held), ("train", "heldout"), (count, 50)):
+            examples.extend(np.minimum(draw(SEEDS[part], i, size or 128), highest) for i in range(number))
+    read = lambda item: read_labelled(item, classes, size)
+    return pool.gather(train, held, "masks", read, lambda item: labelled_bytes(item, size), progress)
 
 
 def _drawn_count(source: str) -> int:

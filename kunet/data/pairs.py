@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from kunet.data import sets
-from kunet.data.photos import list_images, split
-from kunet.images import load_rgb, to_uint8
+from kunet.data import pool, sets
+from kunet.data.photos import list_images, photo_bytes, split
+from kunet.images import load_pixels
 
 DEGRADED = ("noisy", "input", "rain", "rainy", "blur", "blurred", "lq")
 CLEAN = ("clean", "gt", "groundtruth", "target", "norain", "sharp", "hq")
@@ -56,18 +55,26 @@ def find_pairs(folder: str | Path) -> list[tuple[Path, Path]]:
 
 def read_pair(degraded: Path, clean: Path) -> np.ndarray:
     """A pair as one example (H, W, 6) uint8: RGB degraded, RGB clean. Raises: ValueError where sizes differ."""
-    one, other = (to_uint8(load_rgb(path)) for path in (degraded, clean))
+    one, other = (load_pixels(path) for path in (degraded, clean))
     if one.shape != other.shape:
         sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in (one, other)]
         raise ValueError(f"{degraded}: {sizes[0]} pixels, and {clean} {sizes[1]}; a pair must be of one size")
     return np.concatenate([one, other], 2)
 
 
-def load_pairs(sources: Sequence[str], held_out: int = 0, progress: bool = False) -> tuple[list, list]:
-    """(train, held-out) examples (H, W, 6) uint8 of folders, all in memory: cut large photos into pieces first."""
-    train, held = split([pair for source in sources for pair in find_pairs(source)], held_out)
-    examples = [read_pair(*pair) for pair in tqdm(train + held, "reading pairs", unit="pair", disable=not progress)]
-    return examples[: len(train)], examples[len(train) :]
+def pair_bytes(pair: tuple[Path, Path]) -> int:
+    """What a pair takes in memory, by its headers."""
+    return sum(map(photo_bytes, pair))
+
+
+def load_pairs(sources: Sequence[str], held_out: int = 0, progress: bool = False) -> tuple[Sequence, list]:
+    """(train, held-out) examples (H, W, 6) uint8 of folders: in memory, but for those of packed sets.
+
+    Raises: ValueError as ``find_pairs`` and ``split``, for a damaged image or packed set, and for more pairs than fit
+        into memory.
+    """
+    train, held = split(pool.find(sources, "pairs", find_pairs), held_out)
+    return pool.gather(train, held, "pairs", lambda pair: read_pair(*pair), pair_bytes, progress)
 
 
 def _side_and_key(path: Path) -> tuple[int | None, tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """Folders of photos, splits by photo, and random crops that depend on nothing but a seed and an index."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,11 +8,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
-from kunet.data import sets
+from kunet.data import pool, sets
 from kunet.data.bundled import bundled
-from kunet.images import SUFFIXES, load_rgb, to_tensor, to_uint8
+from kunet.data.packed import is_packed
+from kunet.images import SUFFIXES, image_size, load_pixels, to_tensor
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -24,6 +25,8 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; give a folder of images, bundled, or a set of `kunet data list`")
+    if is_packed(folder):
+        raise ValueError(f"{folder}: is a packed set, for trainings alone; give the folder that it was packed from")
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not found:
         raise ValueError(f"{folder}: holds no image; {', '.join(SUFFIXES)} are read")
@@ -41,22 +44,27 @@ def split(names: Sequence, held_out: int) -> tuple[list, list]:
     return [n for i, n in enumerate(names) if i not in kept], [n for i, n in enumerate(names) if i in kept]
 
 
-def load_photos(sources: Sequence[str], held_out: int = 0, progress: bool = False) -> tuple[list, list]:
-    """(train, held-out) photos, each (H, W, 3) uint8, in memory.
+def photo_bytes(path: Path) -> int:
+    """What a photo takes in memory, by its header."""
+    return 3 * math.prod(image_size(path))
+
+
+def load_photos(sources: Sequence[str], held_out: int = 0, progress: bool = False) -> tuple[Sequence, list]:
+    """(train, held-out) photos, each (H, W, 3) uint8: in memory, but for those of packed sets.
 
     Args:
-        sources: folders of images, names of data sets (``kunet.data.sets``), or "bundled" (split as ``BUNDLED`` says).
+        sources: folders of images, packed sets' folders (``kunet.data.packed``), names of data sets
+            (``kunet.data.sets``), or "bundled" (split as ``BUNDLED`` says).
         held_out: how many photos of the folders, all together, to keep apart.
+    Raises: ValueError as ``list_images`` and ``split``, for a damaged image or packed set, and for more photos than fit
+        into memory.
     """
-    paths = [path for source in sources if source != "bundled" for path in list_images(source)]
-    train, held = split(paths, held_out) if paths else ([], [])
-    bar = tqdm(train + held, desc="reading photos", unit="photo", disable=not progress)
-    pixels = [to_uint8(load_rgb(path)) for path in bar]
-    pools = pixels[: len(train)], pixels[len(train) :]
+    found = pool.find([source for source in sources if source != "bundled"], "photos", list_images)
+    train, held = split(found, held_out) if found else ([], [])
     if "bundled" in sources:
-        pools[0].extend(bundled("train").values())
-        pools[1].extend(bundled("heldout").values())
-    return pools
+        train.extend(bundled("train").values())
+        held.extend(bundled("heldout").values())
+    return pool.gather(train, held, "photos", load_pixels, photo_bytes, progress)
 
 
 class Crops(Dataset):
