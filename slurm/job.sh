@@ -1,0 +1,52 @@
+# shellcheck shell=bash
+# What the job scripts share. They are submitted from the repository's root and source this file from there.
+set -euo pipefail
+
+# The environment that make set up; or load yours before sbatch, which passes it on.
+if [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi
+export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+# Where the processes meet: this is the job's first node. kunet takes a port of this job and attempt.
+MASTER_ADDR=$(scontrol -o show node "$SLURMD_NODENAME" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+export MASTER_ADDR
+
+# train RUN OPTIONS: `kunet train` in that folder, one process a task of the job; then `again`. A run that is done is
+# left alone: newer SLURMs put a job that was pre-empted back into the queue even when its script has done so too.
+train() {
+  local run=$1 before code=0
+  shift
+  [ ! -f "$run/status" ] || ! grep -q '^done' "$run/status" || exit 0
+  before=$(step "$run")
+  srun --kill-on-bad-exit=1 kunet train --out "$run" "$@" || code=$?
+  again "$run" "$before" "$code"
+}
+
+# step RUN: the step of its last checkpoint, 0 in a new run.
+step() {
+  local word=new at=0
+  [ ! -f "$1/status" ] || read -r word at <"$1/status"
+  echo "$at"
+}
+
+# again RUN STEP CODE: end well when the run is done; go back into the queue when it was stopped before its end.
+# What tells is the run's folder: exit codes are changed on the way through srun. A job that got no further than STEP,
+# where it began, goes back once, and then no more.
+again() {
+  local run=$1 before=$2 code=$3 word=new at=0
+  [ ! -f "$run/status" ] || read -r word at <"$run/status"
+  case $word in
+  done) exit 0 ;;
+  failed) exit "$((code ? code : 1))" ;;
+  esac
+  if [ "$at" -gt "$before" ] || [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ]; then
+    echo "$run: stopped at step $at; back into the queue"
+    requeue
+  fi
+  echo "$run: stopped at step $at, no further than where it began; not back into the queue" >&2
+  exit "$((code ? code : 1))"
+}
+
+# requeue: put this job back into the queue, which ends this script.
+requeue() {
+  scontrol requeue "$SLURM_JOB_ID"
+  sleep 120
+}
