@@ -8,8 +8,11 @@ jobs and the book all run notebooks through here.
 
 import ast
 import asyncio
+import logging
+import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +26,8 @@ from pydantic import AllowInfNan, TypeAdapter, ValidationError
 
 from kunet.recipes import explain, nearest
 
+BATCH = "KUNET_BATCH"
+"""Name in the environment of a kernel that runs as a job."""
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "tuple": tuple, "Literal": Literal}
 
 
@@ -53,6 +58,27 @@ class Parameter:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.annotation} = {self.default!r}  # {self.help}"
+
+
+def find(name: str | Path) -> Path:
+    """The notebook of that path; or the chapter of that name ("14_training"), number ("14") or subject ("training").
+
+    Chapters are those in ./notebooks, else those beside the package's source.
+    Raises: ValueError, with the chapters there are.
+    """
+    path = Path(name)
+    if path.suffix == ".ipynb" or path.is_file():
+        return path
+    for folder in (Path("notebooks"), Path(__file__).resolve().parent.parent / "notebooks"):
+        chapters = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+        if chapters:
+            break
+    found = [p for p in chapters if str(name) in (p.stem, *p.stem.split("_", 1))]
+    if len(found) != 1:
+        names = [p.stem for p in chapters]
+        raise ValueError(f"notebook {str(name)!r}: no such chapter{nearest(str(name), names)}; there are"
+                         f" {', '.join(names) or 'none here'}, or give the path of an .ipynb file")  # fmt: skip
+    return found[0]
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -120,6 +146,11 @@ def run(
 ) -> None:
     """Execute a notebook into ``output``, which keeps its outputs (and its error) even when it fails.
 
+    What its cells print, and when each began and ended, goes to a .log file beside the output. The kernel finds
+    ``BATCH`` in its environment, so that a notebook can tell that nobody watches.
+
+    Args:
+        progress: show a bar on a terminal, or a line for each cell elsewhere.
     Raises: ValueError before any work for wrong parameters; ValueError naming the cell when one fails;
     KeyboardInterrupt on SIGTERM or SIGUSR1, with the kernel ended and the output saved.
     """
@@ -129,22 +160,57 @@ def run(
     import papermill  # takes a second: only those who run notebooks pay
 
     output.parent.mkdir(parents=True, exist_ok=True)
+    bar = progress and sys.stderr.isatty()
     try:
-        with _stoppable():
+        with _stoppable(), _logged(output.with_suffix(".log"), progress and not bar), _told():
             papermill.execute_notebook(
                 str(path),
                 str(output),
                 values,
                 kernel_name="python3",
                 language="python",
-                progress_bar=progress,
+                progress_bar=bar,
                 cwd=str(path.parent),
-                log_output=False,
+                log_output=True,
             )
     except papermill.PapermillExecutionError as error:
         raise ValueError(
             f"{path}: cell {error.exec_count} failed with {error.ename}: {error.evalue}; the output is in {output}"
         ) from None
+
+
+@contextmanager
+def _logged(path: Path, lines: bool) -> Iterator[None]:
+    """papermill's messages into a file, and with ``lines`` the beginnings of cells to stderr."""
+    logger = logging.getLogger("papermill")
+    before = logger.level, logger.propagate
+    handlers: list[logging.Handler] = [logging.FileHandler(path, mode="w", delay=False)]
+    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    if lines:
+        handlers.append(logging.StreamHandler())
+        handlers[1].addFilter(lambda record: record.getMessage().startswith("Executing Cell"))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """The kernel inherits the environment."""
+    os.environ[BATCH] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[BATCH]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ FLOORS = {
     **dict.fromkeys(["runs", "recipes", "folders"], 3),
     **dict.fromkeys(["train", "restore"], 4),
     **dict.fromkeys(["denoise"], 5),
-    **dict.fromkeys(["evaluate", "benchmark", "notebook"], 6),
+    **dict.fromkeys(["evaluate", "benchmark", "notebook", "sweep", "launch"], 6),
     "cli": 7,
 }
 GARDEN = {"plots": {"splines", "kan", "images"}, "widgets": {"splines"}}
@@ -70,7 +70,7 @@ def test_import_is_light():
     assert not {"torch", "matplotlib", "wandb", "IPython", "skimage"} & set(loaded)
     code = "import sys, kunet.train, kunet.denoise, kunet.evaluate; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"matplotlib", "wandb", "IPython", "papermill", "skimage", "sklearn"} & set(loaded)
+    assert not {"matplotlib", "wandb", "optuna", "IPython", "papermill", "skimage", "sklearn"} & set(loaded)
 
 
 def test_one_list_of_dependencies():

@@ -1,5 +1,8 @@
 """The strict runner: parameters by name and type, before any kernel starts."""
 
+import os
+from pathlib import Path
+
 import nbformat
 import pytest
 from conftest import ROOT
@@ -90,6 +93,25 @@ def test_a_failing_cell_keeps_its_error(tmp_path, kunet):
     assert "ZeroDivisionError" in line and str(tmp_path / "out.ipynb") in line
     outputs = [o for c in notebook.read(tmp_path / "out.ipynb").cells for o in c.get("outputs", [])]
     assert any(o.output_type == "error" for o in outputs)
+
+
+def test_chapters_by_name(tmp_path, monkeypatch):
+    for name in ("splines", "01", "01_splines"):
+        assert notebook.find(name).name == "01_splines.ipynb"
+    assert notebook.find("some/where.ipynb") == Path("some/where.ipynb")
+    with pytest.raises(
+        ValueError, match=r"'spline': no such chapter \(did you mean '01_splines'\?\); there are 01_spl"
+    ):
+        notebook.find("spline")
+
+
+def test_the_log_has_what_cells_printed(tmp_path, capfd):
+    path = write(tmp_path / "a.ipynb", "import os\nprint('seen', os.environ['KUNET_BATCH'])")
+    notebook.run(path, tmp_path / "o.ipynb")
+    log = (tmp_path / "o.log").read_text()
+    assert "seen 1" in log and "Executing Cell" in log
+    assert "Executing Cell" in capfd.readouterr().err  # no terminal here: a line a cell
+    assert "KUNET_BATCH" not in os.environ
 
 
 def test_sigterm_ends_the_kernel_and_saves(tmp_path):
