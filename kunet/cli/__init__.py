@@ -1,6 +1,7 @@
 """The command line, ``kunet COMMAND``: the same as ``python -m kunet COMMAND``."""
 
 import argparse
+import errno
 import sys
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     except MemoryError:
         fail("not enough memory; give a smaller --memory, or a smaller batch", f"kunet {args.command}")
     except OSError as error:
-        fail(f"{error.filename or 'system'}: {error.strerror or error}", f"kunet {args.command}")
+        what = "; make room, and give the same command again" if error.errno == errno.ENOSPC else ""
+        fail(f"{error.filename or 'system'}: {error.strerror or error}{what}", f"kunet {args.command}")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except RuntimeError as error:

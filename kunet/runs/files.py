@@ -28,6 +28,9 @@ def write_whole(path: Path, write: Callable[[Path], Any], name: Callable[[Path],
             folder = os.open(path.parent, os.O_RDONLY)
             os.fsync(folder)  # the new name, too, outlives a power cut
             os.close(folder)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # the system does not say which file it could not write on
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return path

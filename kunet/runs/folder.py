@@ -115,8 +115,13 @@ class Run:
     def log(self, **values) -> None:
         """Append one line to log.jsonl, stamped with the wall-clock time in seconds."""
         self.check_owner()
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps({"time": round(time.time(), 2), **values}) + "\n")
+        path = self.folder / "log.jsonl"
+        try:
+            with open(path, "a") as file:
+                file.write(json.dumps({"time": round(time.time(), 2), **values}) + "\n")
+        except OSError as error:
+            error.filename = str(path)
+            raise
 
     def read_log(self) -> list[dict[str, Any]]:
         """Every whole line of the log; a line torn by a crash or a full disk is left out."""

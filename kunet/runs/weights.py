@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from kunet.models import make
@@ -16,7 +16,8 @@ def save_weights(path: Path, model: nn.Module, name: str, args: dict[str, Any], 
     """Weights as safetensors that say themselves what they are, and a JSON card beside them."""
     spec = {"model": name, "model_args": json.dumps(args)}
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_whole(path, lambda temporary: save_file(state, temporary, metadata=spec))
+    # written here, not by safetensors, whose error for a full disk is not the system's
+    write_whole(path, lambda temporary: temporary.write_bytes(save(state, metadata=spec)))
     write_whole(path.with_suffix(".json"), lambda temporary: temporary.write_text(json.dumps(card, indent=1) + "\n"))
 
 
