@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from kunet.benchmark import provenance
 from kunet.runs import Run, checkpoints
 
-STEPS = 120
+STEPS = 240
 RECIPE = {
     "steps": STEPS,
     "model_args": {"widths": [4, 8], "depths": [1, 1], "token_depth": 1, "heads": 2},
@@ -96,13 +96,26 @@ class Bench:
         steps = [[row["step"] for row in Run(folder).read_log() if "loss" in row] for folder in (self.quiet[size], run)]
         return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one) and steps[0] == steps[1]
 
-    def at_random(self, process: subprocess.Popen, run: Path, within: int = STEPS - 10) -> bool:
-        """Wait until the run is at a step drawn at random; whether the process still runs."""
-        step, extra = self.random.randrange(within), self.random.uniform(0, 0.1)
+    def at_random(self, process: subprocess.Popen, run: Path) -> bool:
+        """Wait until a random moment: in one of eight cases of its start, else of its next steps; whether it runs."""
+        if self.random.random() < 1 / 8:
+            time.sleep(self.random.uniform(0, 4))
+            return process.poll() is None
+        step = self.begun(process, run) + self.random.randrange(STEPS // 12)
         while process.poll() is None and Run(run).status()[1] < step:
-            time.sleep(0.01)
-        time.sleep(extra)
+            time.sleep(0.005)
+        time.sleep(self.random.uniform(0, 0.1))
         return process.poll() is None
+
+    def begun(self, process: subprocess.Popen, run: Path) -> int:
+        """Wait until a process that was just started trains; the step it goes on from."""
+        rows = lambda: (
+            [row["at"] for row in Run(run).read_log() if row.get("event") == "started"] if run.exists() else []
+        )
+        before = len(rows())
+        while process.poll() is None and len(rows()) == before:
+            time.sleep(0.005)
+        return (rows() or [0])[-1]
 
 
 # Each fault breaks a run once and returns how it was reported ("" where nothing needs to be), or None when it was
@@ -136,11 +149,8 @@ def damage(bench: Bench, run: Path, change: Callable[[bytes], bytes]) -> str | N
         return ""
     newest = found[-1][1]
     newest.write_bytes(change(newest.read_bytes()))
-    starts = lambda: sum(row.get("event") == "started" for row in Run(run).read_log())
-    process, before = bench.start(run), starts()
-    while process.poll() is None and starts() == before:
-        time.sleep(0.01)
-    bench.at_random(process, run)
+    process = bench.start(run)
+    bench.begun(process, run)
     process.kill()
     said = process.communicate()[1]
     return "named" if f"{newest.name}: damaged" in said else None

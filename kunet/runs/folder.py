@@ -129,11 +129,12 @@ class Run:
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
-    def rewind_log(self, step: int) -> None:
-        """Forget the lines of later steps, which a run that goes on from there will write again."""
-        rows = [row for row in self.read_log() if row.get("step", 0) <= step]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+    def rewind_log(self, step: int) -> int:
+        """Forget the lines of later steps, which a run that goes on from there writes again; how many those are."""
+        rows = self.read_log()
+        text = "".join(json.dumps(row) + "\n" for row in rows if row.get("step", 0) <= step)
         write_whole(self.folder / "log.jsonl", lambda path: path.write_text(text))
+        return max(0, *(row.get("step", 0) - step for row in rows), 0)
 
     # what it goes on from
 

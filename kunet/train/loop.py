@@ -105,9 +105,10 @@ class Training:
             self.state.load(run.load(path), self.recipe, run.folder)
         if self.group.first:
             run.write_recipe(recipe)
-            run.rewind_log(self.state.done)
+            again = run.rewind_log(self.state.done)
             run.write_status("running", self.state.done)
-            run.log(event="started", at=self.state.done, processes=self.group.size, device=str(self.group.device))
+            here = {"processes": self.group.size, "device": str(self.group.device)}
+            run.log(event="started", at=self.state.done, steps_again=again, **here)
 
     def go_on(self, last: int, asked: stop.Stop, progress: bool, tracking: str) -> None:
         """Train to step ``last`` or until asked to stop."""
