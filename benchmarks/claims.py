@@ -2,7 +2,9 @@
 
 Usage: python benchmarks/claims.py [--data FOLDER] [--test FOLDER] [--seconds 45] [--seeds 0 1 2] [--only skips]
     [--folder runs/claims] [--out book/results/claims.json]
-       python benchmarks/claims.py --full --data DIV2K [--folder runs/claims_full] [--teraflops 30]
+       python benchmarks/claims.py --plan --data DIV2K [--folder runs/claims_full] [--teraflops 30]
+       python benchmarks/claims.py --full --data DIV2K --test KODAK24 --device cuda [--folder runs/claims_full]
+    [--out book/results/claims_full.json]
 
 Audits; every row of one has the same data, noise, seconds, seeds, loss and schedule, and differs in what is named:
     skips: a UNet that predicts the image, as the published one does, with skip connections and without. Also the
@@ -24,7 +26,10 @@ A row's rate is the best of --rates by the held-out photos in one run of TUNING_
 spread is the sample standard deviation over seeds; differences are paired by seed. With the defaults: 33 runs of 45 s
 and 22 of 15 s of processor time, two at a time. A run whose files lie in --folder is not run again.
 
---full is the plan at the published widths: it writes a recipe a run for `kunet train`, and says what they cost.
+--full measures the same at the published widths: every run has FULL_STEPS steps in place of seconds, and one rate
+(with several --rates, a third of the steps chooses). What was stopped goes on where it was when the same command is
+given again, so it may take many jobs. --plan only says what that costs, and writes the recipe of every run, for those
+who would rather train each by `kunet train`.
 """
 
 import argparse
@@ -34,6 +39,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +55,7 @@ from kunet.data import bundled, list_images
 from kunet.kan import KANLinear
 
 RESULTS, RUNS = Path("book/results/claims.json"), Path("runs/claims")
+FULL_RESULTS, FULL_RUNS = Path("book/results/claims_full.json"), Path("runs/claims_full")
 SECONDS, SEEDS, TUNING_SEED, RATES, CURVE, HELD_OUT = 45.0, (0, 1, 2), 100, (0.001, 0.003), 20, 6
 SIGMA, SIDE, DEGREE = 50, 256, 3
 
@@ -174,6 +181,14 @@ def recipe(config: Config, data: str, lr: float, seed: int) -> dict:
     }
 
 
+def full_recipe(config: Config, data: str, lr: float, seed: int, device: str = "cuda") -> dict:
+    """The same at full scale, but for the number of steps."""
+    precision = "fp32" if device == "cpu" else "bf16"  # processors emulate bfloat16, slowly
+    return recipe(config, data, lr, seed) | {
+        "precision": precision, "warmup": FULL_STEPS // 50, "ema": 0.999, "log_every": 100,
+    }  # fmt: skip
+
+
 def spread(values: list[float], digits: int = 3) -> dict:
     """Values over seeds, their mean and sample standard deviation (0 for one value)."""
     std = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -266,21 +281,23 @@ def photos(source: str, split: str) -> int:
 
 def measure(args: argparse.Namespace) -> dict:
     """Tune, train and score whatever the chosen audits need."""
-    configs = configurations(SMALL)
+    configs = configurations(FULL if args.full else SMALL)
     names = dict.fromkeys(name for audit in args.only if audit in AUDITS for name in AUDITS[audit].values())
-    trial = lambda name, lr, seed, seconds, test, curve=CURVE: {
-        "recipe": recipe(configs[name], args.data, lr, seed),
-        "seconds": seconds,
-        "curve": curve,
-        "sigma": SIGMA,
-        "test": test,
-    }
+    make = partial(full_recipe, device=args.device) if args.full else recipe
+
+    def trial(name: str, lr: float, seed: int, share: float, test: list[str], curve: int) -> dict:
+        """``share`` of the whole time, or at full scale of all steps."""
+        content = {"recipe": make(configs[name], args.data, lr, seed), "seconds": args.seconds * share}
+        content |= {"curve": curve, "sigma": SIGMA, "test": test}
+        steps = {"steps": max(1, round(FULL_STEPS * share)), "device": args.device}
+        return content | steps if args.full else content
+
     key = lambda name, lr: f"{name}-tune-{lr:g}"
     wanted = [(name, lr) for name in names for lr in args.rates if len(args.rates) > 1]
-    tuning = {key(n, lr): trial(n, lr, TUNING_SEED, args.seconds / 3, [], 1) for n, lr in wanted}
+    tuning = {key(n, lr): trial(n, lr, TUNING_SEED, 1 / 3, [], 1) for n, lr in wanted}
     tuned = trials.run_all(tuning, args.folder)
     best = {n: max(args.rates, key=lambda lr: tuned[key(n, lr)]["validation"][-1][1] if tuned else 0) for n in names}
-    jobs = {f"{n}-{seed}": trial(n, best[n], seed, args.seconds, [args.test]) for seed in args.seeds for n in names}
+    jobs = {f"{n}-{seed}": trial(n, best[n], seed, 1.0, [args.test], CURVE) for seed in args.seeds for n in names}
     done = trials.run_all(jobs, args.folder)
     runs = {name: [done[f"{name}-{seed}"] for seed in args.seeds] for name in names}
     rows = {name: row(configs[name], best[name], runs[name], args.test) for name in names}
@@ -333,8 +350,8 @@ def plan(args: argparse.Namespace) -> None:
         work = 6 * multiply_adds(config, crop) * batch * FULL_STEPS  # 2 a multiply-add; backwards costs twice forwards
         total += work
         for seed in args.seeds:
-            content = recipe(config, args.data, RATES[0], seed) | {"name": f"{name}-{seed}", "steps": FULL_STEPS}
-            content |= {"precision": "bf16", "warmup": 2000, "ema": 0.999, "log_every": 100}
+            content = full_recipe(config, args.data, args.rates[0], seed)
+            content |= {"name": f"{name}-{seed}", "steps": FULL_STEPS}
             recipes.build(name, content)
             (args.folder / f"{name}-{seed}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         hours = work / args.teraflops / 3.6e15
@@ -342,7 +359,8 @@ def plan(args: argparse.Namespace) -> None:
     hours = total * len(args.seeds) / args.teraflops / 3.6e15
     print(
         f"{len(args.seeds)} seeds: {total * len(args.seeds):.2e} FLOP, {hours:.0f} h of a GPU that sustains"
-        f" {args.teraflops:g} TFLOP/s (--teraflops); for each: kunet train {args.folder}/NAME-SEED.yaml --device cuda"
+        f" {args.teraflops:g} TFLOP/s (--teraflops); all of them, and the table: python benchmarks/claims.py --full"
+        f" --device cuda; or each: kunet train --recipe {args.folder}/NAME-SEED.yaml --device cuda"
     )
 
 
@@ -352,20 +370,33 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--test", default="bundled", help='folder of photos to score on, or "bundled"')
     parser.add_argument("--seconds", type=float, default=SECONDS, help="processor time of a training")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="learning rates to choose from")
+    parser.add_argument("--rates", type=float, nargs="+", help=f"learning rates to choose from (default: {RATES[0]:g}"
+                        f" {RATES[1]:g}; at full scale the first)")  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=[*AUDITS, "published"], default=[*AUDITS, "published"])
-    parser.add_argument("--folder", type=Path, default=RUNS, help="where the runs lie")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--full", action="store_true", help="only plan the full scale")
+    parser.add_argument("--folder", type=Path, help=f"where the runs lie (default: {RUNS}, or {FULL_RUNS})")
+    parser.add_argument("--out", type=Path, help=f"(default: {RESULTS}, or {FULL_RESULTS})")
+    parser.add_argument("--full", action="store_true", help="run the full scale, or go on with it")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the full scale")
+    parser.add_argument("--plan", action="store_true", help="only say what the full scale costs, and write its recipes")
     parser.add_argument("--teraflops", type=float, default=30.0, help="that the GPU of the plan sustains")
     args = parser.parse_args(words)
-    if args.full:
+    large = args.full or args.plan
+    args.folder = args.folder or (FULL_RUNS if large else RUNS)
+    args.out = args.out or (FULL_RESULTS if large else RESULTS)
+    rates = list(RATES[:1] if large else RATES)
+    usual = args.rates in (None, rates) and all(
+        getattr(args, key) == parser.get_default(key) for key in ("seconds", "seeds", "only")
+    )
+    args.rates = args.rates or rates
+    if args.plan:
         return plan(args)
-    usual = all(getattr(args, key) == parser.get_default(key) for key in ("seconds", "seeds", "rates", "only"))
-    if args.out == RESULTS and not usual:
-        parser.error("other seconds, seeds, rates or audits need another --out, so that no page quotes them")
+    if args.device != "cpu" and not args.full:
+        parser.error("--device is for --full: the small scale is measured in a processor's time")
+    if (args.out in (RESULTS, FULL_RESULTS) and not usual) or args.out == (RESULTS if args.full else FULL_RESULTS):
+        parser.error("other seconds, seeds, rates, audits or scale need another --out, so that no page quotes them")
     data, test = (Path(source).name for source in (args.data, args.test))
-    command = f"python benchmarks/claims.py --data {data} --test {test} --seconds {args.seconds:g}"
+    length = f"--full --device {args.device}" if args.full else f"--seconds {args.seconds:g}"
+    command = f"python benchmarks/claims.py --data {data} --test {test} {length}"
     command += f" --seeds {' '.join(map(str, args.seeds))}" + f" --only {' '.join(args.only)}" * (not usual)
     results = provenance(command) | {
         "sigma": SIGMA,
@@ -374,7 +405,7 @@ def main(words: list[str] | None = None) -> None:
         "photos": photos(args.data, "train") - (HELD_OUT if args.data != "bundled" else 0),
         "held_out": HELD_OUT if args.data != "bundled" else photos("bundled", "heldout"),
         "test_images": photos(args.test, "heldout"),
-        "seconds": args.seconds,
+        **({"steps": FULL_STEPS, "device": args.device} if args.full else {"seconds": args.seconds}),
         "seeds": args.seeds,
         "rates": args.rates,
         "counted": f"multiply-adds of one {SIDE} x {SIDE} image; KANLinear I O (k + 2) + I (k (k + 1) + 1) a token",

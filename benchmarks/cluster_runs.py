@@ -133,7 +133,22 @@ def killed(bench: Bench, name: str) -> str:
 
 
 def lost(bench: Bench, name: str) -> str:
-    """its node lost, where its processes go on; it starts again on the other one"""
+    """its node lost, its processes frozen there, and awake again when others train in their place"""
+    job = bench.submit(name, *ONE_NODE)
+    bench.reach(name, 60)
+    old, node = bench.trainers(name), bench.cluster.job(job)["NodeList"]
+    for process in old:
+        os.kill(process, signal.SIGSTOP)
+    _lose(bench, name, job, node)
+    for process in old:
+        os.kill(process, signal.SIGCONT)
+    bench.cluster.until(lambda: not set(old) & set(bench.trainers(name)), 60, lambda: "the old ones to give up")
+    bench.cluster.start_node(node)
+    return job
+
+
+def abandoned(bench: Bench, name: str) -> str:
+    """its node lost, where its processes go on while others train in their place"""
     slow = (
         "--steps",
         "3000",
@@ -143,14 +158,19 @@ def lost(bench: Bench, name: str) -> str:
     job = bench.submit(name, *ONE_NODE, fields=slow)
     bench.reach(name, 80)
     node = bench.cluster.job(job)["NodeList"]
-    bench.cluster.kill_node(node)
-    bench.cluster.until(lambda: bench.cluster.job(job)["Restarts"] == "1", 90, lambda: "a requeue")
-    bench.cluster.until(lambda: bench.cluster.state(job) == "RUNNING", 60, lambda: "a second start")
-    starts = lambda: sum(row.get("event") == "started" for row in Run(bench.folder / name).read_log())
-    bench.cluster.until(lambda: starts() == 2, 60, lambda: (bench.folder / f"{name}.out").read_text()[-2000:])
+    _lose(bench, name, job, node)
     time.sleep(3)  # two trainings at once, of which one may write
     bench.cluster.start_node(node)
     return job
+
+
+def _lose(bench: Bench, name: str, job: str, node: str) -> None:
+    """Kill a node's daemon, and wait until the job trains on the other node."""
+    cluster, run = bench.cluster, Run(bench.folder / name)
+    cluster.kill_node(node)
+    cluster.until(lambda: cluster.job(job)["Restarts"] == "1", 90, lambda: "a requeue")
+    starts = lambda: sum(row.get("event") == "started" for row in run.read_log())
+    cluster.until(lambda: starts() == 2, 90, lambda: (bench.folder / f"{name}.out").read_text()[-2000:])
 
 
 def limited(bench: Bench, name: str) -> str:
@@ -160,9 +180,9 @@ def limited(bench: Bench, name: str) -> str:
 
 
 SCENARIOS: dict[str, Callable[[Bench, str], str]] = {
-    f.__name__: f for f in (quiet, together, requeued, asked, preempted, killed, lost, limited)
+    f.__name__: f for f in (quiet, together, requeued, asked, preempted, killed, lost, abandoned, limited)
 }
-LONGER = ("lost", "limited")
+LONGER = ("abandoned", "limited")
 """These take 3000 steps, and are compared with a quiet run of as many."""
 
 

@@ -1,17 +1,19 @@
 """Every network as a denoiser after equal training time: the same photos, noise, cores and seconds.
 
 Usage: python benchmarks/compare.py --data FOLDER --test FOLDER [--seconds 75] [--seeds 0 1 2] [--only NAME ...]
-    [--folder runs/compare] [--out book/results/compare.json]
+    [--folder runs/compare] [--out book/results/compare.json] [--update]
 
 Each network has its small configuration of configurations.py, not its published size. It is trained for ``--seconds``
 of processor time on one core (see trials.py), on 64 x 64 crops in batches of 8, sigma 50, log-MSE, AdamW, with that
 of two learning rates which did better on photos held out of ``--data`` in a run of a third of the time with another
 seed. Then ``--seeds`` are trained and scored on ``--test`` by the protocol of ``kunet evaluate`` (float noise, sigma
 50). Slow networks see fewer crops: that is the point of the comparison, and also its limit, since it says nothing
-about who would win after days.
+about who would win after days. With --update the networks of --only are measured, and take the place of their rows in
+--out, which must have been measured with the same settings; such a row has a "measured" of its own.
 
 Results: models -> {psnr: {mean, std, each}, ssim, parameters, steps, train_seconds, lr, rates, model,
-model_args}; "noisy" is the score of the input. std is the sample deviation over seeds.
+model_args}; "noisy" is the score of the input. std is the sample deviation over seeds; train_seconds, of each seed, are
+what the steps that were timed to fit --seconds took in the end, with validation and files.
 """
 
 import argparse
@@ -91,16 +93,27 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--folder", type=Path, default=Path("runs/compare"))
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--update", action="store_true", help="measure --only anew, keep the other rows of --out")
     args = parser.parse_args(words)
-    whole = len(args.seeds) > 2 and args.only == list(NETWORKS)
+    whole = len(args.seeds) > 2 and (args.only == list(NETWORKS) or args.update)
     if len(args.seeds) < 2 or args.seconds <= 0 or (args.out == RESULTS and not whole):
-        parser.error("give two seeds or more; fewer than three, or some networks only, need another --out")
+        parser.error("give two seeds or more; fewer than three, or some networks only, need another --out or --update")
     data, test = Path(args.data).name, Path(args.test).name
     command = f"python benchmarks/compare.py --data {data} --test {test} --seconds {args.seconds:g}"
-    content = provenance(command) | {
+    settings = {
         "sigma": SIGMA, "data": data, "test": test, "seconds": args.seconds, "seeds": args.seeds,
-        "cores_a_training": 1, "patch": 64, "batch": 8, "noisy": noisy(args.test), "models": compare(args),
+        "cores_a_training": 1, "patch": 64, "batch": 8,
     }  # fmt: skip
+    if args.update:
+        content = json.loads(args.out.read_text())
+        for key, value in settings.items():
+            if content[key] != value:
+                parser.error(f"{args.out} was measured with {key} {content[key]}, not {value}; --update needs the same")
+        measured = provenance(f"{command} --only {' '.join(args.only)} --update")
+        rows = {name: row | {"measured": measured} for name, row in compare(args).items()}
+        content["models"] |= rows
+    else:
+        content = provenance(command) | settings | {"noisy": noisy(args.test), "models": compare(args)}
     args.out.write_text(json.dumps(content, indent=1) + "\n")
     for name, row in sorted(content["models"].items(), key=lambda item: -item[1]["psnr"]["mean"]):
         print(f"{name:15s} {row['psnr']['mean']:.2f} +- {row['psnr']['std']:.2f} dB, {row['steps']} steps,"

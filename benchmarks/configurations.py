@@ -17,8 +17,8 @@ NETWORKS: dict[str, tuple[str, dict]] = {
         "kbnet_l",
         {"width": 8, "depths": [1, 1, 1], "heads": [1, 2, 4], "refinement": 0, "bases": 8},
     ),
-    "kit": ("kit", {"width": 16, "levels": 2, "blocks": 1}),
+    "kit": ("kit", {"width": 16, "levels": 2, "blocks": 1, "ratio": 4.0, "conv": True, "skip": "concat"}),
     "kmunet": ("kmunet", {"widths": [8, 16, 32], "convs": 1}),
-    "ukan": ("ukan", {"dims": [32, 40, 64], "classes": None}),
+    "ukan": ("ukan", {"dims": [32, 40, 64], "residual": False, "classes": None}),  # it has no full-size skip
 }
 """name -> (model, arguments)."""

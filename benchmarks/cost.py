@@ -43,17 +43,17 @@ CONFIGS = NETWORKS | {"kunet_tiny": (TINY["model"], TINY["model_args"])}
 """name -> (model, arguments): what is measured under a name."""
 
 
-def build(name: str) -> nn.Module:
-    """The model of a configuration, ready for inference, with random weights."""
+def build(name: str | tuple[str, dict]) -> nn.Module:
+    """The model of a configuration, or of (model, arguments), ready for inference, with random weights."""
     torch.manual_seed(0)
-    return models.make(*CONFIGS[name]).eval()
+    return models.make(*(CONFIGS[name] if isinstance(name, str) else name)).eval()
 
 
 def image(size: int) -> Tensor:
     return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def macs(name: str, size: int) -> int:
+def macs(name: str | tuple[str, dict], size: int) -> int:
     """Multiply-adds of one pass on a size x size image; nothing is computed, shapes alone are followed."""
     with FakeTensorMode():
         model, extra = build(name), []

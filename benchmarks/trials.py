@@ -1,10 +1,11 @@
 """Many short trainings under one budget of time, two at a time, each on one core: what the comparisons here share.
 
 A trial is a recipe, seconds of processor time to train for (or "steps"), and folders to score on; with "curve": N it
-validates N times on the way. How many steps fit is measured before: the trial's own steps are timed for a few
-seconds, and the learning rate then runs its whole course over that many. Processor time of one thread, not the
-clock's, so that other work on the machine costs a trial little. Finished trials lie in a folder and are not run
-again, so a comparison may be stopped and continued.
+validates N times on the way, and with "device": "cuda" it runs on the GPU, one trial at a time, by the clock's time.
+How many steps fit is measured before: the trial's own steps are timed for a few seconds, and the learning rate then
+runs its whole course over that many. Processor time of one thread, not the clock's, so that other work on the machine
+costs a trial little. Finished trials lie in a folder and are not run again, so a comparison may be stopped and
+continued.
 
 Usage (by the other benchmarks): python benchmarks/trials.py TRIAL_FOLDER
 """
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,7 +32,11 @@ WORKERS, CALIBRATION = 2, 0.06  # trials at a time; share of the budget spent on
 
 
 def run_all(trials: dict[str, dict], folder: Path) -> dict[str, dict]:
-    """name -> result of every trial {"recipe": ..., "seconds": ..., "test": [...]}; those that are done are read."""
+    """name -> result of every trial {"recipe": ..., "seconds": ..., "test": [...]}; those that are done are read.
+
+    A trial of a stated number of steps that was stopped goes on from its last checkpoint.
+    """
+    workers = 1 if any(trial.get("device", "cpu") != "cpu" for trial in trials.values()) else WORKERS
 
     def one(name: str) -> dict:
         place = folder / name
@@ -46,50 +52,65 @@ def run_all(trials: dict[str, dict], folder: Path) -> dict[str, dict]:
         print(f"{name}: {done.read_text()[:200]}".replace("\n", " "), flush=True)
         return json.loads(done.read_text())
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         return dict(zip(trials, pool.map(one, trials)))
 
 
-def seconds_a_step(recipe: recipes.Recipe, examples: list, budget: float) -> float:
-    """Processor seconds that a training step takes, everything in: the median of as many as fit the budget."""
+def now(device: str) -> float:
+    """Processor seconds of this process; of a GPU the clock's, once it is done."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_a_step(recipe: recipes.Recipe, examples: Sequence, budget: float, device: str = "cpu") -> float:
+    """Seconds that a training step takes, everything in: the median of as many as fit the budget."""
     torch.manual_seed(recipe.seed)
     model, task = build(recipe)
-    model = model.to(memory_format=torch.channels_last).train()
+    model = model.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), recipe.lr, fused=True)
     phase, taken = recipe.phases[0], []
     while len(taken) < 4 or sum(taken) < budget:
-        start, first = time.process_time(), len(taken) * phase.batch
+        start, first = now(device), len(taken) * phase.batch
         crops = Crops(examples, phase.patch, first + phase.batch, recipe.seed)
         drawn = default_collate([crops[first + i] for i in range(phase.batch)])
-        batch = task.batch(drawn, torch.Generator().manual_seed(len(taken))).to("cpu", torch.channels_last)
-        task.loss(model, batch).backward()
+        batch = task.batch(drawn, torch.Generator().manual_seed(len(taken))).to(device, torch.channels_last)
+        with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            loss = task.loss(model, batch)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step()
         optimizer.zero_grad()
-        taken.append(time.process_time() - start)
+        taken.append(now(device) - start)
     return statistics.median(taken[1:])  # the first one warms up
 
 
 def run(folder: Path) -> dict:
     """Train and score the trial of a folder."""
-    torch.set_num_threads(1)
     trial = json.loads((folder / "trial.json").read_text())
-    recipe = recipes.build(str(folder), trial["recipe"] | {"steps": 1, "threads": 1})
+    device = trial.get("device", "cpu")
+    threads = 1 if device == "cpu" else 0
+    if threads:
+        torch.set_num_threads(threads)
+    recipe = recipes.build(str(folder), trial["recipe"] | {"steps": 1, "threads": threads})
     model, task = build(recipe)
-    start = time.process_time()
+    start = now(device)
     examples, held = task.load(recipe.data, recipe.held_out)
-    loading = time.process_time() - start
-    step = seconds_a_step(recipe, examples, CALIBRATION * trial["seconds"])
+    loading = now(device) - start
+    step = seconds_a_step(recipe, examples, CALIBRATION * trial["seconds"], device)
     steps = trial.get("steps") or max(10, round(trial["seconds"] / step))
     recipe = recipes.build(
         str(folder),
-        trial["recipe"]
-        | {"steps": steps, "threads": 1, "warmup": max(1, steps // 20)}
-        | {"save_every": -(-steps // trial.get("curve", 1))},
+        {"warmup": max(1, steps // 20)}
+        | trial["recipe"]
+        | {"steps": steps, "threads": threads, "save_every": -(-steps // trial.get("curve", 1))},
     )
-    start = time.process_time()
-    run = train(recipe, folder / f"run-{steps}", progress=False)
-    taken = time.process_time() - start - loading
+    start = now(device)
+    run = train(recipe, folder / f"run-{steps}", device, progress=False)
+    taken = now(device) - start - loading
+    if run.status()[0] != "done":
+        raise SystemExit(f"{run.folder}: was stopped; the same command goes on")
     weights = run.folder / "weights.safetensors"
     log = run.read_log()
     losses = [row["loss"] for row in log if "loss" in row]
@@ -103,9 +124,9 @@ def run(folder: Path) -> dict:
         "validation": validation,
     }
     if recipe.task != "denoise":
-        network, _ = Network.open(str(weights), 8e9, "cpu", (recipe.task,))
+        network, _ = Network.open(str(weights), 8e9, device, (recipe.task,))
         return result | {"held_out": evaluate.means(evaluate.score_examples(network.run, task, held))}
-    denoiser = Denoiser.load(str(weights), memory=8e9)
+    denoiser = Denoiser.load(str(weights), memory=8e9, device=device)
     for source in trial["test"]:
         scores = evaluate.evaluate(denoiser, source, trial.get("sigma", 50), progress=False)
         result[Path(source).name] = {k: v for k, v in evaluate.summary(scores).items() if k != "rows"} | {

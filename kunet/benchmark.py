@@ -25,18 +25,27 @@ def machine() -> str:
     return f"{name}, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
 
 
+def commit(folder: Path) -> str:
+    """The commit that a folder is at, with "-dirty" where files are changed or new, as "abc1234-dirty"; or "unknown".
+
+    Results do not count: one benchmark writes them before the next begins.
+    """
+    words = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", ":/", ":(top,exclude)book/results"])
+    try:
+        at, changes = (
+            subprocess.run(["git", *w], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+            for w in words
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return at + "-dirty" * bool(changes)
+
+
 def provenance(command: str | None = None) -> dict[str, str]:
     """Command, commit, machine and date: what every results file starts with."""
-    where = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=where, capture_output=True, text=True
-        ).stdout.strip()
-    except OSError:
-        commit = ""
     return {
         "command": command or " ".join(["python", *(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv))]),
-        "commit": commit or "unknown",
+        "commit": commit(Path(__file__).parent),
         "machine": machine(),
         "date": date.today().isoformat(),
     }

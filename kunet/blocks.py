@@ -3,6 +3,7 @@
 Notebooks: notebooks/06_unet.ipynb, 07_separable.ipynb.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -84,3 +85,28 @@ def pad_to_multiple(x: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor,
             mode = "reflect" if x.shape[axis] > 1 else "replicate"
             x = F.pad(x, (0, step, 0, 0) if axis == -1 else (0, 0, 0, step), mode=mode)
     return x
+
+
+def noise_map(
+    noise_level: float | Tensor, image: Float[Tensor, "B C H W"], multiple: int, scale: int
+) -> Float[Tensor, "B 1 h w"]:
+    """The noise level as one more channel of a network that works at 1 / ``scale`` of the size, from whatever is given.
+
+    Args:
+        noise_level: sigma / 255: a number, one value an image (B,), or one value a pixel (B, 1, H, W), of which each
+            scale x scale pixels become their mean.
+        image: as the network gets it; it and its map are reflected to a ``multiple`` alike.
+    Raises: ValueError for a map that is not of the image's size.
+    """
+    height, width = (-(-side // multiple) * multiple // scale for side in image.shape[-2:])
+    level = torch.as_tensor(noise_level, dtype=image.dtype, device=image.device)
+    if level.ndim == 4:
+        if level.shape[1] != 1 or level.shape[-2:] != image.shape[-2:]:
+            raise ValueError(
+                f"noise level: a map of {tuple(level.shape)} for images of {tuple(image.shape)}; it must be"
+                f" {(len(image), 1, *image.shape[-2:])}"
+            )
+        level = F.avg_pool2d(pad_to_multiple(level, multiple), scale)
+    else:
+        level = level.reshape(-1, 1, 1, 1)
+    return level.expand(len(image), 1, height, width)

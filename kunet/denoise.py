@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from kunet import folders
-from kunet.images import check_sigma, unit
+from kunet.images import check_sigma, check_sigma_map, unit
 from kunet.restore import Network, through
 from kunet.tasks import Denoise
 from kunet.weights import DEFAULT
@@ -20,26 +20,38 @@ SUFFIX = "_denoised"
 
 @dataclass(frozen=True)
 class Denoiser(Network):
-    """A network that removes noise of a level that it is told.
+    """A network that removes noise of a stated level.
 
     Args:
         trained_sigma: lowest and highest level that the weights have seen, in 8-bit levels.
+        blind: the weights were trained without being told the level, so they get 0 here too. The level still says
+            what to do with a gray image, and with more noise than they have seen.
     """
 
     trained_sigma: tuple[float, float] = (0, 255)
+    blind: bool = False
 
     @classmethod
     def load(cls, weights: str = DEFAULT, memory: float = 2e9, device: str = "cpu") -> "Denoiser":
         """From released weights by name, or a .safetensors file by path. Raises: ValueError."""
         network, args = cls.open(weights, memory, device, ("denoise",))
-        return cls(network.model, memory, device, tuple(args.get("sigma", Denoise.sigma)))
+        sigma, blind = tuple(args.get("sigma", Denoise.sigma)), args.get("blind", Denoise.blind)
+        return cls(network.model, memory, device, sigma, blind)
 
     @torch.inference_mode()
     def __call__(
-        self, noisy: Float[Tensor, "C H W"], sigma: float, progress: Callable[[], None] = lambda: None
+        self,
+        noisy: Float[Tensor, "C H W"],
+        sigma: float | Float[Tensor, "h w"],
+        progress: Callable[[], None] = lambda: None,
     ) -> Float[Tensor, "C H W"]:
-        """The restored image in [0, 1]; noisy is RGB or gray (C = 3 or 1), sigma in 8-bit levels."""
-        level = unit(check_sigma(sigma))
+        """The restored image in [0, 1]; noisy is RGB or gray (C = 3 or 1).
+
+        Args:
+            sigma: in 8-bit levels: of the whole image, or of each pixel.
+        Raises: ValueError for levels outside 0..255, or a map of another size.
+        """
+        level = unit(check_sigma_map(sigma, noisy) if isinstance(sigma, Tensor) else check_sigma(sigma))
         channels = len(noisy)
         if channels not in (1, 3):
             raise ValueError(f"denoise: an image of {channels} channels; give 1 (gray) or 3 (RGB)")
@@ -48,29 +60,37 @@ class Denoiser(Network):
         if gray:
             x, level = as_colour(x, level)
         # Noise stronger than the network has seen: less contrast makes it weaker, and is given back afterwards.
-        contrast = min(1.0, unit(self.trained_sigma[1]) / level) if level else 1.0
+        highest = float(level.max()) if isinstance(level, Tensor) else level
+        contrast = min(1.0, unit(self.trained_sigma[1]) / highest) if highest else 1.0
         if contrast < 1:
             x = (x - 0.5) * contrast + 0.5
-        y = self.run(x, level * contrast, progress)
+        y = self.run(x, 0.0 if self.blind else level * contrast, progress)
         if contrast < 1:
             y = (y - 0.5) / contrast + 0.5
         if gray:
             y = y.mean(0, keepdim=True).expand(channels, -1, -1)
         return y.clamp(0, 1)
 
-    def photo(self, image: Image.Image, sigma: float, progress: Callable[[], None] = lambda: None) -> Image.Image:
+    def photo(
+        self,
+        image: Image.Image,
+        sigma: float | Float[Tensor, "h w"],
+        progress: Callable[[], None] = lambda: None,
+    ) -> Image.Image:
         """A Pillow image in, one of the same size, mode and metadata out (see ``kunet.restore.through``)."""
         return through(image, lambda x: self(x, sigma, progress))
 
 
-def as_colour(gray: Float[Tensor, "3 H W"], level: float) -> tuple[Float[Tensor, "3 H W"], float]:
+def as_colour(
+    gray: Float[Tensor, "3 H W"], level: float | Float[Tensor, "H W"]
+) -> tuple[Float[Tensor, "3 H W"], float | Float[Tensor, "H W"]]:
     """A noisy gray image, in three equal channels, as a colour one with the noise a colour network knows; its level.
 
     The same noise in all channels is sqrt(3) times as strong along gray as independent noise, and absent along
     colour. Adding what is missing along colour, with a mean of 0 over the channels, makes it independent at
     sqrt(3) times the level: nothing of the photo is touched, and the mean over the channels takes it out again.
     """
-    level *= 3**0.5
+    level = level * 3**0.5
     noise = torch.randn(gray.shape, generator=torch.Generator().manual_seed(0), dtype=gray.dtype) * level
     return gray + noise - noise.mean(0, keepdim=True), level
 

@@ -1,8 +1,8 @@
-"""Score a denoiser on a folder of clean images, by the literature's protocol.
+"""Score networks on folders of images and on data sets, by the literature's protocol or the NTIRE challenge's.
 
 noisy = clean + N(0, (sigma/255)^2), unclipped float, seed + i for the i-th image in path order; the
-output is clipped and rounded to 8 bits; PSNR over RGB jointly without a border crop, SSIM as
-scikit-image computes it; the mean over images of each.
+output is clipped and rounded to 8 bits; PSNR over RGB jointly, SSIM as scikit-image computes it; the
+mean over images of each. The protocols differ in what they cut off: see ``PROTOCOLS``.
 """
 
 import time
@@ -17,10 +17,47 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from kunet import metrics
-from kunet.data import bundled, list_images
+from kunet.data import bundled, list_images, sets
 from kunet.images import add_noise, as_file, check_mode, check_sigma, load_rgb, to_tensor
-from kunet.restore import Network
-from kunet.tasks import Task
+from kunet.tasks import Batch, Task
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is cut off.
+
+    Args:
+        multiple: images are cut at the bottom and on the right, before anything else, until it divides their sides.
+        border: so many pixels along each edge are not scored.
+    """
+
+    multiple: int = 1
+    border: int = 0
+
+    def cut(self, image: Float[Tensor, "C H W"]) -> Float[Tensor, "C h w"]:
+        """What is left of an image before the work. Raises: ValueError when nothing is left to score."""
+        height, width = (side // self.multiple * self.multiple for side in image.shape[1:])
+        if min(height, width) <= 2 * self.border:
+            raise ValueError(
+                f"evaluate: an image of {image.shape[2]} x {image.shape[1]} pixels, of which the protocol keeps"
+                f" {width} x {height} and leaves out {self.border} along each edge; give larger ones"
+            )
+        return image[:, :height, :width]
+
+    def inner(self, x: Tensor) -> Tensor:
+        """What of a result (..., H, W), and of what it should be, is compared."""
+        return x[..., self.border : x.shape[-2] - self.border, self.border : x.shape[-1] - self.border]
+
+
+PROTOCOLS = {"literature": Protocol(), "challenge": Protocol(multiple=4, border=4)}
+"""By name; the challenge is NTIRE 2025's of image denoising, arXiv 2504.12276 (there with a sigma of 50)."""
+
+
+def protocol_named(name: str) -> Protocol:
+    """One of PROTOCOLS. Raises: ValueError."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol is {name!r}; it must be {' or '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
 
 
 @dataclass(frozen=True)
@@ -52,18 +89,23 @@ def noisy_version(
     return add_noise(clean, sigma, torch.Generator().manual_seed(seed), mode)
 
 
-def score(name: str, clean: Float[Tensor, "3 H W"], restore: Callable[[], Tensor]) -> Score:
+def score(
+    name: str,
+    clean: Float[Tensor, "3 H W"],
+    restore: Callable[[], Tensor],
+    protocol: Protocol = PROTOCOLS["literature"],
+) -> Score:
     """Run restore(), time it, and score what it returns."""
     start = time.perf_counter()
     restored = restore()
     seconds = time.perf_counter() - start
-    rounded = as_file(restored)[None]
+    rounded, wanted = protocol.inner(as_file(restored)[None]), protocol.inner(clean[None])
     return Score(
         name,
         clean.shape[2],
         clean.shape[1],
-        float(metrics.psnr(rounded, clean[None])),
-        float(metrics.ssim(rounded, clean[None])),
+        float(metrics.psnr(rounded, wanted)),
+        float(metrics.ssim(rounded, wanted)),
         seconds,
     )
 
@@ -75,17 +117,42 @@ def evaluate(
     mode: str = "float",
     seed: int = 0,
     progress: bool = True,
+    protocol: str = "literature",
 ) -> list[Score]:
     """Scores of denoiser(noisy, sigma) on every image of a source (a folder or "bundled")."""
     check_sigma(sigma)
     check_mode(mode)
+    rules = protocol_named(protocol)
     total = len(bundled("heldout")) if source == "bundled" else len(list_images(source))
     scores = []
     bar = tqdm(clean_images(source), total=total, desc=Path(source).name, unit="image", disable=not progress)
     for i, (name, clean) in enumerate(bar):
+        clean = rules.cut(clean)
         noisy = noisy_version(clean, sigma, seed + i, mode)
-        scores.append(score(name, clean, lambda noisy=noisy: denoiser(noisy, sigma)))
+        scores.append(score(name, clean, lambda noisy=noisy: denoiser(noisy, sigma), rules))
     return scores
+
+
+def has_pairs(source: str) -> bool:
+    """Whether a source is a data set's name, and the set has degraded images beside its clean ones."""
+    return sets.named(source) and bool(sets.get(source).degraded)
+
+
+def task_for(source: str, trained: str, told: bool, asked: str | None = None) -> str:
+    """The name of the task by which weights are scored on a source.
+
+    Args:
+        trained: what the weights were trained for.
+        told: whether they have to be told the noise.
+        asked: "pairs", to score restoring weights on the pairs that a source holds, or ``trained``, to score them on
+            clean images that are spoilt on the fly. None takes the pairs of a data set that has some, for weights
+            that can restore them untold, and else ``trained``.
+    Raises: ValueError for another wish.
+    """
+    restores = trained != "segment"
+    if asked not in (None, trained) and not (asked == "pairs" and restores):
+        raise ValueError(f"task is {asked!r}; weights for {trained} are scored by {trained}" + " or pairs" * restores)
+    return asked or ("pairs" if restores and not told and has_pairs(source) else trained)
 
 
 def score_examples(
@@ -94,23 +161,32 @@ def score_examples(
     examples: Sequence[np.ndarray],
     seed: int = 0,
     progress: bool = False,
+    protocol: str = "literature",
 ) -> list[dict[str, float]]:
     """Every measure of a task for each whole example (H, W, C), the i-th one spoilt with seed + i.
 
     Args: run: maps ((C, H, W), noise level) to the model's own output, as ``kunet.restore.Network.run`` does.
     """  # fmt: skip
-    rows = []
+    rows, rules = [], protocol_named(protocol)
     for i, example in enumerate(tqdm(examples, unit="image", disable=not progress)):
-        batch = task.probe(to_tensor(example)[None], seed=seed + i)
+        batch = task.probe(rules.cut(to_tensor(example))[None], seed=seed + i)
         output = run(batch.input[0], float(batch.noise_level))[None].float()
-        rows.append({name: float(value) for name, value in task.scores(output, batch).items()})
+        compared = Batch(rules.inner(batch.input), batch.noise_level, rules.inner(batch.target))
+        rows.append({name: float(value) for name, value in task.scores(rules.inner(output), compared).items()})
     return rows
 
 
-def score_source(network: Network, task: Task, source: str, seed: int = 0, progress: bool = True) -> list[dict]:
+def score_source(
+    run: Callable[[Tensor, float], Tensor],
+    task: Task,
+    source: str,
+    seed: int = 0,
+    progress: bool = True,
+    protocol: str = "literature",
+) -> list[dict]:
     """``score_examples`` of a whole folder or data set, or of the held-out part of "bundled" or "drawn"."""
     train, held = task.load([source], 0, progress)
-    return score_examples(network.run, task, held or train, seed, progress)
+    return score_examples(run, task, held or train, seed, progress, protocol)
 
 
 def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:

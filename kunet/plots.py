@@ -1,6 +1,7 @@
 """Figures for the notebooks, in colours that colour-blind readers can tell apart (M. Okabe, K. Ito, 2008)."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -177,4 +178,28 @@ def footprint(influence: Float[Tensor, "H W"], ax: Axes | None = None, title: st
     ax.imshow((influence != 0).numpy(), cmap="Blues", vmin=0, vmax=1.3)
     ax.set(title=title, xlabel="column (pixels)", ylabel="row (pixels)")
     ax.grid(False)
+    return ax
+
+
+MEASURES = {"psnr": "PSNR (dB)", "dice": "Dice (0 to 1)", "lr": "learning rate", "crops_per_s": "crops a second"}
+"""Names in a run's log, with units."""
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]], measure: str, ax: Axes | None = None, label: str | None = None, **line: Any
+) -> Axes:
+    """One measure of a run's log over the step; dotted lines are where the run was stopped and went on.
+
+    Args:
+        rows: the log, as ``Run.read_log`` gives it; rows without the measure are passed over.
+        measure: a key of the rows, such as "loss", "psnr", "lr", "crops_per_s".
+        label: for a legend; line: how matplotlib draws it.
+    """
+    ax = ax or plt.subplots(figsize=(4.5, 3))[1]
+    points = [(row["step"], row[measure]) for row in rows if "step" in row and measure in row and "event" not in row]
+    ax.plot([step for step, _ in points], [value for _, value in points], label=label, **{"marker": "."} | line)
+    for row in rows:
+        if row.get("event") == "started" and row["at"]:
+            ax.axvline(row["at"], color="black", lw=0.8, ls=":")
+    ax.set(xlabel="step", ylabel=MEASURES.get(measure, measure))
     return ax

@@ -11,12 +11,14 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
 from kunet.images import METADATA, to_rgb, to_tensor, to_uint8
 from kunet.runs import load_weights
+from kunet.tasks import Denoise, Segment
 from kunet.tiling import live_bytes, tile_count, tiled
 from kunet.weights import find
 
@@ -74,11 +76,18 @@ class Network:
 
     @torch.inference_mode()
     def run(
-        self, x: Float[Tensor, "C H W"], level: float = 0.0, progress: Callable[[], None] = lambda: None
+        self,
+        x: Float[Tensor, "C H W"],
+        level: float | Float[Tensor, "H W"] = 0.0,
+        progress: Callable[[], None] = lambda: None,
     ) -> Float[Tensor, "O H W"]:
-        """The model's own output for one image, whole or tiled; level is sigma / 255."""
-        apply = lambda piece: self.model(piece.contiguous(memory_format=torch.channels_last), level)
-        tile, x = self.tile(x.shape[1] * x.shape[2]), x[None].to(self.device)
+        """The model's own output for one image, whole or tiled; level is sigma / 255, of all pixels or of each."""
+        layout = lambda piece: piece.contiguous(memory_format=torch.channels_last)
+        apply, tile = lambda piece: self.model(layout(piece), level), self.tile(x.shape[1] * x.shape[2])
+        if isinstance(level, Tensor):  # as one more channel, which is cut into tiles with the others
+            x = torch.cat([x, level[None]])
+            apply = lambda piece: self.model(layout(piece[:, :-1]), piece[:, -1:])
+        x = x[None].to(self.device)
         if tile is not None:
             return tiled(apply, x, tile, OVERLAP, progress)[0].cpu()
         y = apply(x)
@@ -93,7 +102,7 @@ class Restorer(Network):
     def load(cls, weights: str, memory: float = 2e9, device: str = "cpu") -> "Restorer":
         """From a .safetensors file. Raises: ValueError, also for weights of segmentation or of a stated noise."""
         network, args = cls.open(weights, memory, device, ("deblur", "derain", "pairs", "denoise"))
-        if "sigma" in args and not args.get("blind", False):
+        if task_of(weights)[0] == "denoise" and not args.get("blind", Denoise.blind):
             raise ValueError(f"{weights}: must be told the noise; use kunet denoise --sigma")
         return network
 
@@ -112,19 +121,42 @@ class Restorer(Network):
         return through(image, lambda x: self(x, progress))
 
 
+@dataclass(frozen=True)
 class Segmenter(Network):
-    """What each pixel of a photo shows."""
+    """What each pixel of a photo shows.
+
+    Args:
+        size: side of the square that images are scaled to (and squeezed), as those of the training were; the logits
+            are scaled back. None takes images as they are.
+    """
+
+    size: int | None = None
 
     @classmethod
     def load(cls, weights: str, memory: float = 2e9, device: str = "cpu") -> "Segmenter":
         """From a .safetensors file. Raises: ValueError, also for weights of another task."""
-        return cls.open(weights, memory, device, ("segment",))[0]
+        network, args = cls.open(weights, memory, device, ("segment",))
+        return cls(network.model, memory, device, args.get("size", Segment.size))
+
+    def steps(self, height: int, width: int) -> int:
+        return super().steps(self.size or height, self.size or width)
+
+    def logits(
+        self, image: Float[Tensor, "3 H W"], progress: Callable[[], None] = lambda: None
+    ) -> Float[Tensor, "K H W"]:
+        """What the network says of each pixel of an image in [0, 1], which is rounded to 8 bits where it is scaled."""
+        height, width = image.shape[1:]
+        if self.size is None or height == width == self.size:
+            return self.run(image, 0.0, progress)
+        pixels = Image.fromarray(to_uint8(image)).resize((self.size, self.size), Image.BILINEAR)  # as kunet.data.masks
+        logits = self.run(to_tensor(pixels), 0.0, progress)[None]
+        return F.interpolate(logits, (height, width), mode="bilinear", antialias=True)[0]
 
     def __call__(
         self, image: Float[Tensor, "3 H W"], progress: Callable[[], None] = lambda: None
     ) -> Int[Tensor, "H W"]:
         """The class of each pixel, 0 for background; one logit alone is the foreground's."""
-        logits = self.run(image, 0.0, progress)
+        logits = self.logits(image, progress)
         return (logits[0] > 0).long() if len(logits) == 1 else logits.argmax(0)
 
     def photo(self, image: Image.Image, progress: Callable[[], None] = lambda: None) -> Image.Image:

@@ -18,6 +18,7 @@ PUBLISHED = [
     (NAFNet, {}, 29_159_715, 29.16, 245),  # "16 GMACs" at 256 x 256
     (NAFNet, {"encoder": (1, 1, 1, 28), "middle": 1, "decoder": (1, 1, 1, 1)}, 17_111_907, 17.11, None),  # deblurring
     (NAFNet, {"width": 64}, 115_982_915, 115.98, None),
+    (NAFNet, {"width": 16}, 7_371_923, 7.37, None),
 ]
 
 

@@ -188,6 +188,8 @@ def test_facts_are_read_from_the_results():
     facts = build.facts()
     results = json.loads((ROOT / "book" / "results" / "denoise.json").read_text())
     assert facts["denoise_cbsd68_ours_psnr"] == str(results["cbsd68"]["ours"]["psnr"])
+    each = json.loads((ROOT / "book" / "results" / "compare.json").read_text())["models"]["unet"]["train_seconds"]
+    assert facts["compare_models_unet_train_seconds"] == ", ".join(map(str, each))
     for page in (ROOT / "book").glob("*.md"):
         for name in re.findall(r"\{\{ (\w+) \}\}", page.read_text()):
             assert name in facts or name.startswith("pair_"), f"{page.name}: nothing measured {name}"

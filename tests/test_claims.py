@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from kunet import recipes
 from kunet.data import bundled
 from kunet.kan import KANLinear
 from kunet.models import KUnet
+from kunet.train import train
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +115,11 @@ def test_published_numbers_need_the_published_settings(claims, tmp_path, monkeyp
 
 
 def test_full_scale_is_planned(claims, tmp_path, capsys):
-    claims.main(["--full", "--data", "DIV2K", "--folder", str(tmp_path), "--teraflops", "10"])
+    claims.main(["--plan", "--data", "DIV2K", "--folder", str(tmp_path), "--teraflops", "10"])
     printed = capsys.readouterr().out
     made = {path.stem: recipes.load(str(path)) for path in tmp_path.glob("*.yaml")}
     assert len(made) == 11 * 3 and made["fixed-2"].seed == 2 and made["compat-0"].data == ["DIV2K"]
+    assert {(r.steps, r.warmup, r.precision) for r in made.values()} == {(100_000, 2000, "bf16")}
     work = {n: 6 * claims.multiply_adds(c, c[2]) * c[3] for n, c in claims.configurations(claims.FULL).items()}
     hours = 3 * sum(work.values()) * claims.FULL_STEPS / 10e12 / 3600
     assert f"{hours:.0f} h" in printed and "138,137,057 parameters" in printed
@@ -149,6 +152,47 @@ def test_one_pair_from_training_to_table(claims, tmp_path, capsys, monkeypatch):
     claims.main(words)
     assert len(before) == 2
     assert before == [path.stat().st_mtime_ns for path in sorted((tmp_path / "r").rglob("result.json"))]
+
+
+def test_the_full_scale_is_run_and_goes_on(claims, tmp_path, capsys, monkeypatch):
+    """Of a made-up full scale of a few steps: by steps, through the same path; one that was stopped is continued."""
+    monkeypatch.setattr(claims, "FULL", claims.Scale(({"widths": [4, 8]}, 32, 2), claims.SMALL.kunet))
+    monkeypatch.setattr(claims, "inference", partial(claims.inference, side=64, repeats=1))
+    monkeypatch.setattr(claims, "CURVE", 2)
+    monkeypatch.setattr(claims, "FULL_STEPS", 6)
+    (photos := tmp_path / "photos").mkdir()
+    for i in range(8):
+        Image.fromarray(bundled("heldout")["chelsea"][: 48 + i, 40 * i : 40 * i + 64]).save(photos / f"{i}.png")
+    runs, out = tmp_path / "runs", tmp_path / "out.json"
+    words = ["--full", "--device", "cpu", "--seeds", "0", "--only", "skips", "--seconds", "0.01"]
+    words += ["--folder", str(runs), "--data", str(photos), "--test", str(photos), "--out", str(out)]
+    claims.main(words)
+    first = json.loads(out.read_text())
+    assert first["steps"] == 6 and first["device"] == "cpu" and "seconds" not in first
+    assert "--full --device cpu" in first["command"]
+    row = first["skips"]["without"]
+    assert row["steps"]["mean"] == 6 and row["curve"]["steps"] == [3, 6] and row["arguments"]["widths"] == [4, 8]
+    assert {path.name for path in runs.iterdir()} == {"unet-0", "unet_no_skips-0"}  # one rate: nothing to choose
+
+    trial = json.loads((runs / "unet-0" / "trial.json").read_text())
+    asked = trial["recipe"] | {"steps": 6, "threads": 1, "save_every": 3}
+    assert trial["steps"] == 6 and trial["recipe"]["precision"] == "fp32" and asked["warmup"] == 0
+    for name in ("result.json", "run-6"):
+        path = runs / "unet-0" / name
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    stopped = train(recipes.build("trial", asked), runs / "unet-0" / "run-6", progress=False, stop_after=3)
+    assert stopped.status() == ("paused", 3)
+    claims.main(words)
+    again = json.loads(out.read_text())
+    assert again["skips"]["with"]["psnr"] == first["skips"]["with"]["psnr"]
+    starts = [row["at"] for row in stopped.read_log() if row.get("event") == "started"]
+    assert starts == [0, 3]
+
+
+def test_the_scales_do_not_mix(claims, tmp_path):
+    for words in (["--full", "--out", str(claims.RESULTS)], ["--full", "--seeds", "0"], ["--device", "cuda"]):
+        with pytest.raises(SystemExit):
+            claims.main(["--folder", str(tmp_path), *words])
 
 
 @pytest.mark.parametrize("fusion", ["compat", "fixed"])

@@ -1,5 +1,7 @@
 """Photos in, photos out: every mode, every size, nothing lost."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,13 @@ from torch import nn
 
 from kunet.data import bundled
 from kunet.denoise import SUFFIX, Denoiser, denoise_paths
-from kunet.evaluate import noisy_version
+from kunet.evaluate import evaluate, noisy_version
 from kunet.folders import plan
 from kunet.images import add_noise, to_tensor
 from kunet.metrics import psnr
+from kunet.models import FFDNet
 from kunet.restore import GRID
+from kunet.runs import save_weights
 
 
 class Halve(nn.Module):
@@ -56,6 +60,94 @@ def test_noise_stronger_than_it_was_trained_for(shipped):
     clean = to_tensor(bundled("heldout")["coffee"])[:, :200, :300]
     noisy = noisy_version(clean, 120, seed=0)
     assert float(psnr(shipped(noisy, 120)[None], clean[None]) - psnr(noisy[None], clean[None])) > 14
+
+
+class Told(nn.Module):
+    """Returns the level that it is told, of all pixels or of each, as the image."""
+
+    def forward(self, x, level):
+        return torch.as_tensor(level, dtype=x.dtype).expand_as(x)
+
+
+def untrained(folder, **task_args):
+    """A weights file of a small untrained network that uses the level."""
+    args = {"width": 4, "depth": 2}
+    card = {"recipe": {"task": "denoise", "task_args": {"sigma": [0, 50], **task_args}}}
+    torch.manual_seed(0)
+    save_weights(folder / "w.safetensors", FFDNet(**args), "ffdnet", args, card)
+    return str(folder / "w.safetensors")
+
+
+def test_untrained_are_not_told_the_level(tmp_path):
+    """Training gave them 0, so every use does."""
+    x = torch.rand(3, 40, 40)
+    assert torch.allclose(Denoiser(Told())(x, 25), torch.tensor(25 / 255))
+    assert not Denoiser(Told(), blind=True)(x, 25).any()
+    blind = Denoiser.load(untrained(tmp_path, blind=True))
+    assert blind.blind and blind.trained_sigma == (0, 50)
+    with torch.no_grad():
+        assert torch.allclose(blind(x, 25), blind.model(x[None], 0.0)[0].clamp(0, 1), atol=1e-6)
+    told = Denoiser.load(untrained(tmp_path))
+    assert not told.blind and not torch.allclose(told(x, 25), blind(x, 25), atol=1e-3)
+
+
+def test_untrained_are_evaluated_blind(kunet, tmp_path):
+    weights = untrained(tmp_path, blind=True)
+    result = kunet("evaluate", "--weights", weights, "--sigma", "25", "--json", tmp_path / "e.json", "--quiet")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "e.json").read_text())["results"]["bundled"]
+    model = Denoiser.load(weights).model
+    with torch.no_grad():
+        wanted = evaluate(lambda x, sigma: model(x[None], 0.0)[0], "bundled", 25, progress=False)
+    assert [row["psnr"] for row in found["rows"]] == pytest.approx([score.psnr for score in wanted], abs=1e-3)
+
+
+def test_a_map_of_levels():
+    """One level a pixel: told as it is, cut into the tiles of its image, weakened with the contrast."""
+    levels = torch.linspace(0, 40, 300 * 500).view(300, 500)
+    x = torch.rand(3, 300, 500)
+    for denoiser in (Denoiser(Told()), Denoiser(Told(), memory=1)):  # whole, and in the smallest tiles
+        assert torch.allclose(denoiser(x, levels), levels.expand(3, -1, -1) / 255, atol=1e-6)
+        gray = denoiser(x[:1], levels)
+        assert gray.shape == (1, 300, 500) and torch.allclose(gray[0], levels * 3**0.5 / 255, atol=1e-6)
+    assert denoiser.tile(300 * 500) == 3 * GRID
+    assert not Denoiser(Told(), blind=True)(x, levels).any()
+    weaker = Denoiser(Told(), trained_sigma=(0, 20))(x, levels)  # half the contrast: half the noise, and back
+    assert torch.allclose(weaker, ((levels / 2 / 255 - 0.5) * 2 + 0.5).clamp(0, 1).expand(3, -1, -1), atol=1e-6)
+
+
+def test_a_network_with_a_map_in_tiles():
+    """Away from the seams, which nothing of the neighbours' footprint crosses, tiled is whole."""
+    torch.manual_seed(0)
+    model = FFDNet(width=8, depth=3).eval()
+    x, levels = torch.rand(3, 301, 517), 50 * torch.rand(301, 517)
+    whole, tiles = Denoiser(model)(x, levels), Denoiser(model, memory=1)(x, levels)
+    assert float((whole - tiles).abs().max()) < 0.02 and float((whole - tiles).abs().mean()) < 1e-4
+    constant = torch.full((301, 517), 20.0)
+    assert torch.equal(Denoiser(model)(x, constant), Denoiser(model)(x, 20))
+
+
+def test_a_map_tells_where_the_noise_is(shipped):
+    """Of an image that is half noisy, a map leaves the other half nearly alone."""
+    clean = to_tensor(bundled("heldout")["coffee"])[:, :200, :300]
+    levels = torch.full(clean.shape[1:], 5.0)
+    levels[:, 150:] = 50
+    noisy = clean + levels / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    score = lambda sigma: float(psnr(shipped(noisy, sigma)[None], clean[None]))
+    assert score(levels) > max(score(5), score(27), score(50)) + 0.5
+
+
+@pytest.mark.parametrize(
+    "levels,words",
+    [
+        (torch.zeros(4, 5), r"a map of \(4, 5\) for an image of \(3, 4, 4\); .* \(4, 4\)"),
+        (torch.full((4, 4), 300.0), "from 300 to 300; .* 0 to 255"),
+        (torch.full((4, 4), float("nan")), "from nan to nan"),
+    ],
+)
+def test_wrong_maps(halve, levels, words):
+    with pytest.raises(ValueError, match=words):
+        halve(torch.zeros(3, 4, 4), levels)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (31, 33), (65, 128)])

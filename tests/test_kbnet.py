@@ -105,6 +105,26 @@ def test_memory_does_not_grow_with_the_bases(train, few):
     assert live_maps(by_convolutions, 32, train) > 60, "the measure sees no difference where there is one"
 
 
+def peak(device, side, channels=64, bases=32):
+    """Most bytes that live at once in a forward pass of the published network's first KernelBasis, beside x."""
+    with torch.device(device):
+        layer = KernelBasis(channels, bases, 4)
+        x, att = torch.zeros(1, channels, side, side), torch.zeros(1, bases, side, side)
+    return live_bytes(lambda: layer(x, att))
+
+
+def test_a_tile_of_2k_is_served():
+    """By shapes alone (torch's meta device counts the same bytes): a few maps, where mixed kernels take 36 and more."""
+    assert peak("meta", 128) == peak("cpu", 128)
+    map_ = 64 * 2048**2 * 4
+    assert 2 * map_ < peak("meta", 2048) < 4 * map_ < 9 * 4 * map_ / 8
+    more = peak("meta", 2048) - peak("meta", 2048, bases=1)
+    assert more == pytest.approx(31 * map_ / 64, rel=0.01), "more bases cost more than their share of att"
+    with torch.device("meta"):
+        model, image = KBNetS().eval(), torch.empty(1, 3, 2048, 2048)
+    assert live_bytes(lambda: model(image)) < 11e9  # 2.6 kB a pixel: the kernels of one block alone would take 39 GB
+
+
 def test_bfloat16_autocast_reaches_the_gradients():
     leaves = [leaf.detach().float().requires_grad_() for leaf in inputs()]
     results = []

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kunet.attention import KNNAttention, WindowAttention
 from kunet.attention.knn import from_patches, polytope_hash, to_patches
 from kunet.models import KiT
+from kunet.models.kit import FOUR_LEVELS
 
 spec = importlib.util.spec_from_file_location("kit_search", ROOT / "benchmarks" / "kit_search.py")
 bench = importlib.util.module_from_spec(spec)
@@ -178,14 +180,32 @@ def test_cost_is_linear_in_the_number_of_patches(learning):
 def test_the_default_has_the_counts_of_the_results_file():
     results, found = json.loads(bench.RESULTS.read_text()), json.loads(json.dumps(bench.search()))
     assert {key: results[key] for key in found} == found
+    for network, name in ((KiT, "chosen"), (partial(KiT, **FOUR_LEVELS), "alternative")):
+        with torch.device("meta"):
+            model, x = network(), torch.rand(1, 3, 256, 256)
+            chosen = KiT(**results[name]["args"])
+        assert [p.shape for p in model.parameters()] == [p.shape for p in chosen.parameters()]
+        assert sum(p.numel() for p in model.parameters()) == results[name]["parameters"]
+        with FlopCounterMode(display=False) as flops:
+            model(x)
+        assert flops.get_total_flops() / 2e9 == pytest.approx(results[name]["gmacs"], abs=5e-4)
+
+
+def test_the_default_is_the_supplements():
+    """Stages of C, 2C, 4C, a bottleneck of 8C that sees N / 64 patches with k = 1; two blocks each, r = 4, k = 4."""
     with torch.device("meta"):
-        model, x = KiT(), torch.rand(1, 3, 256, 256)
-        chosen = KiT(**results["chosen"]["args"])
-    assert [p.shape for p in model.parameters()] == [p.shape for p in chosen.parameters()]
-    assert sum(p.numel() for p in model.parameters()) == results["chosen"]["parameters"]
-    with FlopCounterMode(display=False) as flops:
-        model(x)
-    assert flops.get_total_flops() / 2e9 == pytest.approx(results["chosen"]["gmacs"], abs=5e-4)
+        model, seen = KiT(), []
+        for block in model.bottleneck:
+            block.attention.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].shape))
+        model(torch.rand(1, 3, 256, 256))
+    dims = [stage[0].norm1.normalized_shape[0] for stage in (*model.encoder, model.bottleneck, *model.decoder)]
+    c = model.head.out_channels
+    assert dims == [c, 2 * c, 4 * c, 8 * c, 4 * c, 2 * c, c] and model.multiple == 32
+    assert [shape[1] * shape[2] // 16 for shape in seen] == [64 * 64 // 64] * 2
+    attention = [block.attention for stage in (*model.encoder, *model.decoder) for block in stage]
+    assert len(attention) == 12 and {(layer.k, layer.patch) for layer in attention} == {(4, 4)}
+    assert {layer.k for layer in (b.attention for b in model.bottleneck)} == {1}
+    assert all(layer.qkv.in_features == 32 * layer.heads for layer in attention)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ SMALL = {
     "nafnet": {"width": 4, "encoder": (1, 1), "middle": 1, "decoder": (1, 1)},
     "kbnet_s": {"width": 8, "encoder": (1, 1), "middle": 1, "decoder": (1, 1), "bases": 4},
     "kbnet_l": {"width": 8, "depths": (1, 1), "heads": (1, 2), "refinement": 1, "bases": 4},
-    "kit": {"width": 8, "levels": 2, "blocks": 1, "buckets": 8, "ratio": 2.0},
+    "kit": {"width": 8, "levels": 2, "blocks": 1, "buckets": 8, "ratio": 2.0, "conv": True, "skip": "concat"},
     "kmunet": {"widths": (4, 6, 8), "convs": 1},
     "ukan": {"dims": (16, 20, 24), "classes": None},
 }
@@ -73,6 +73,32 @@ def test_any_size(name, batch, height, width):
             assert torch.allclose(y[:1], model(x[:1], 0.2), atol=1e-5), (
                 "an image depends on its neighbours in the batch"
             )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_level_may_be_a_map(name):
+    """Any size, with one level a pixel; an even one is the number, and models that use it feel it where it is."""
+    model = small(name).eval()
+    with torch.no_grad():
+        for batch, height, width in ((1, 1, 1), (3, 33, 47)):
+            x = torch.rand(batch, 3, height, width)
+            y = model(x, torch.full((batch, 1, height, width), 0.2))
+            assert torch.allclose(y, model(x, 0.2), atol=1e-6)
+        levels = torch.full((3, 1, 33, 47), 0.2)
+        levels[1, :, 10, 20] = 0.9
+        changed = (model(x, levels) - y).abs().amax(1) > 1e-9
+        assert not changed[0].any() and not changed[2].any()
+        assert bool(changed[1, 10, 20]) == bool(changed.any()) == (name in ("ffdnet", "kunet_compact"))
+    if changed.any():
+        with pytest.raises(ValueError, match=r"noise level: a map of \(3, 1, 33, 40\) .* \(3, 1, 33, 47\)"):
+            model(x, levels[..., :40])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_says_whether_it_restores(name):
+    assert small(name).classes is None
+    if "classes" in inspect.signature(MODELS[name]).parameters:
+        assert small(name, classes=5).classes == 5
 
 
 def all_get_gradients(model):

@@ -100,3 +100,23 @@ def test_images_and_footprint():
     assert [ax.get_title() for ax in figure.axes] == ["a", "b", "c", ""]
     ax = plots.footprint(torch.eye(4), title="diagonal")
     assert "pixels" in ax.get_xlabel() and ax.images[0].get_array().sum() == 4
+
+
+def test_curves_of_a_log():
+    """Rows of both kinds, a skipped step, a resumption; an empty log, as of a run that has only begun."""
+    rows = [
+        {"event": "started", "at": 0},
+        {"step": 2, "loss": -1.0, "lr": 0.1},
+        {"step": 4, "loss": -2.0, "lr": 0.1},
+        {"step": 4, "psnr": 20.0},
+        {"event": "started", "at": 4},
+        {"event": "skipped", "step": 5, "loss": "nan"},
+        {"step": 6, "loss": -2.5, "lr": 0.0},
+    ]
+    ax = plots.curves(rows, "loss", label="a run", color="black")
+    line, resumed = ax.lines
+    assert line.get_xydata().tolist() == [[2, -1], [4, -2], [6, -2.5]] and line.get_label() == "a run"
+    assert set(resumed.get_xdata()) == {4} and resumed.get_linestyle() == ":"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss")
+    assert plots.curves(rows, "psnr", ax) is ax and ax.get_ylabel() == "PSNR (dB)"
+    assert not len(plots.curves([], "loss").lines[0].get_xdata())

@@ -102,7 +102,7 @@ def test_wrong_models(model, words):
         ({"model": "unet", "model_args": {}, "task": "segment", "task_args": {}}, "segment: the model restores images"),
         (
             {"model": "unet", "model_args": {"classes": 2}, "task": "segment", "task_args": {"classes": 3}},
-            "returns 2 logits a pixel, and the task has 3 classes",
+            "segment: the model returns 2 logits a pixel, and the task has 3 classes",
         ),
     ],
 )

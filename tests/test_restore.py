@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 from kunet import recipes
+from kunet.data.masks import Labelled, read_labelled
 from kunet.images import to_tensor
 from kunet.models import make
 from kunet.restore import COLOURS, GRID, MARGIN, Network, Restorer, Segmenter, task_of
@@ -71,6 +72,40 @@ def test_masks(tmp_path):
     assert np.array_equal(colours[wanted][0], COLOURS[1]) and np.array_equal(colours[~wanted][0], COLOURS[0])
 
 
+class Where(nn.Module):
+    """One logit: above 0 in the right half of whatever it gets, which must be a square of 32 pixels."""
+
+    def forward(self, x, level=0.0):
+        assert x.shape[2:] == (32, 32)
+        return torch.linspace(-1, 1, 32).expand(len(x), 1, 32, 32)
+
+
+def test_masks_are_found_at_the_size_of_the_training():
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8))
+    segmenter = Segmenter(Where(), size=32)
+    mask = np.asarray(segmenter.photo(photo))
+    assert mask.shape == (50, 90) and (mask == (np.arange(90) >= 45)).all()
+    assert segmenter.steps(5000, 5000) == 1
+
+
+def test_segmenting_is_what_is_evaluated(kunet, tmp_path):
+    """`kunet segment` sees a folder's pictures as trainings and `kunet evaluate` do, and loads that size."""
+    weights = trained(tmp_path / "w.safetensors", "segment", classes=3, size=48)
+    path = tmp_path / "images" / "a.png"
+    path.parent.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)).save(path)
+    segmenter = Segmenter.load(str(weights))
+    seen = []
+    segmenter.model.register_forward_pre_hook(lambda model, inputs: seen.append(inputs[0]))
+    segmenter.photo(Image.open(path))
+    example = read_labelled(Labelled(path, ()), 3, size=48)
+    assert torch.equal(seen[0][0], to_tensor(example)[:3])
+    default = trained(tmp_path / "d.safetensors", "segment", classes=3)
+    assert Segmenter.load(str(default)).size == 128
+    native = trained(tmp_path / "n.safetensors", "segment", classes=3, size=None)
+    assert Segmenter.load(str(native)).size is None
+
+
 def test_gray_stays_gray():
     restored = Restorer(Chain())(torch.full((1, 5, 5), 0.1))
     assert restored.shape == (1, 5, 5) and torch.allclose(restored, torch.tensor(0.5))
@@ -99,6 +134,8 @@ def test_each_task_has_its_verb(refused, photo, tmp_path):
         trained(tmp_path / f"{t}.safetensors", t, **a) for t, a in (("denoise", {"sigma": [0, 50]}), ("deblur", {}))
     )
     assert "must be told the noise; use kunet denoise --sigma" in refused("restore", photo, "--weights", told)
+    usual = trained(tmp_path / "usual.safetensors", "denoise")
+    assert "must be told the noise" in refused("restore", photo, "--weights", usual)
     assert "trained for the task deblur; use kunet restore" in refused("denoise", photo, "--weights", blurred)
     assert "trained for the task deblur; use kunet restore" in refused("segment", photo, "--weights", blurred)
     assert "the following arguments are required: --weights" in refused("restore", photo)

@@ -11,11 +11,14 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.utils.data import default_collate
 
-from kunet import metrics, tasks
+from kunet import metrics, recipes, tasks
 from kunet.data import Crops, bundled
 from kunet.data.drawn import draw
+from kunet.denoise import Denoiser
 from kunet.images import as_file, to_tensor
+from kunet.models import UKAN, FFDNet, UNet
 from kunet.tasks import TASKS, Batch, Deblur, Denoise, Derain, Pairs, Segment
+from kunet.train import train
 
 RANDOM = {"denoise": {}, "deblur": {}, "derain": {}, "segment": {"sigma": 20}}
 
@@ -117,6 +120,63 @@ def test_levels_are_drawn_from_the_range_and_the_focus():
     assert float((measured / batch.noise_level - 1).abs().mean()) < 0.1
     again = task.batch(clean, torch.Generator().manual_seed(0))
     assert torch.equal(batch.input, again.input)
+
+
+def test_some_crops_have_a_level_that_varies():
+    task = Denoise(sigma=(10, 40), focus=50, focus_share=0.2, map_share=0.5)
+    clean = torch.full((200, 3, 48, 48), 0.5)
+    batch = task.batch(clean, torch.Generator().manual_seed(0))
+    levels = batch.noise_level * 255
+    assert levels.shape == (200, 1, 48, 48)
+    span = levels.flatten(1).amax(1) - levels.flatten(1).amin(1)
+    varied = span > 0
+    assert 0.35 < float(varied.float().mean()) < 0.65
+    assert 10 <= float(levels[varied].min()) < 11 and 39 < float(levels[varied].max()) <= 40 + 1e-4
+    assert float(span[varied].mean()) > 20  # most of the range within a crop
+    for axis in (2, 3):
+        assert float(levels.diff(dim=axis).abs().max()) < 6  # smooth: a pixel is like its neighbour
+    assert 0.1 < float(((levels[~varied] - 50).abs() < 1e-3).float().mean()) < 0.3
+    noise = (batch.input - clean) / batch.noise_level
+    assert float(noise.std()) == pytest.approx(1, abs=0.01)
+    for part in (levels < 20, levels > 30):
+        assert float(noise[part.expand_as(noise)].std()) == pytest.approx(1, abs=0.02)
+
+
+def test_maps_of_the_level_are_of_one_shape():
+    """Crop by crop, as trainings make them: with a share of maps all are maps, of a blind task they are 0."""
+    generator, crop = torch.Generator().manual_seed(0), torch.rand(1, 3, 16, 16)
+    shapes = {Denoise(map_share=0.3).batch(crop, generator).noise_level.shape for _ in range(20)}
+    assert shapes == {(1, 1, 16, 16)}
+    assert not Denoise(map_share=1.0, blind=True).batch(crop, generator).noise_level.any()
+    moved = Denoise(map_share=1.0).batch(crop, generator).to("cpu", torch.channels_last)
+    assert moved.noise_level.shape == (1, 1, 16, 16)
+    model = FFDNet(width=4, depth=2)
+    loss = Denoise(map_share=1.0).loss(model, moved)
+    loss.backward()
+    assert bool(loss.isfinite()) and bool(model.body[0][0].weight.grad[:, -1].any())
+
+
+def test_a_training_with_maps(tmp_path):
+    """From the recipe to the weights: crops of one step, with maps and without, fit into one batch."""
+    args = {"model": "ffdnet", "model_args": {"width": 4, "depth": 2}, "task_args": {"map_share": 0.5}}
+    recipe = recipes.load("quick", args | {"steps": 2, "phases": [{"share": 1, "patch": 17, "batch": 6}]})
+    run = train(recipe, tmp_path / "run", progress=False)
+    assert all(row["loss"] < 0 for row in run.read_log() if "loss" in row)
+    denoiser = Denoiser.load(str(run.folder / "weights.safetensors"))
+    x, levels = torch.rand(3, 20, 30), torch.linspace(0, 50, 600).view(20, 30)
+    assert not torch.equal(denoiser(x, levels), denoiser(x, 25))
+
+
+def test_no_maps_change_nothing():
+    """What older recipes drew is drawn still."""
+    crops = torch.rand(4, 3, 8, 8)
+    batch = Denoise(sigma=(10, 50), u8_share=0.5).batch(crops, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    draw, noise = torch.rand(3, 4, generator=generator), torch.randn(crops.shape, generator=generator)
+    level = (10 + 40 * draw[1]) / 255
+    noisy = crops + level[:, None, None, None] * noise
+    wanted = torch.where((draw[2] < 0.5)[:, None, None, None], as_file(noisy), noisy)
+    assert torch.equal(batch.input, wanted) and torch.equal(batch.noise_level, level)
 
 
 def test_some_crops_go_through_a_file():
@@ -292,6 +352,7 @@ def test_every_objective_of_segment_learns():
         ("denoise", {"sigma": [50]}, "sigma"),
         ("denoise", {"focus": 400}, "0..255"),
         ("denoise", {"focus_share": 1.5}, "shares lie in 0..1"),
+        ("denoise", {"map_share": -0.1}, "map_share -0.1; shares lie in 0..1"),
         ("denoise", {"colour": "blue"}, "do not fit denoise"),
         ("denoise", {"objective": "dice"}, "objective is 'dice'; it must be one of log_mse, l1"),
         ("deblur", {"length": [9, 3]}, r"deblur: length \(9, 3\); two numbers in 0..200, lowest first"),
@@ -320,6 +381,35 @@ def test_messages(name, args, words):
         tasks.make(name, args)
     with pytest.raises(ValueError, match="no task 'dance'; there are denoise, deblur, derain, pairs, segment"):
         tasks.make("dance", {})
+
+
+@pytest.mark.parametrize("name", ["denoise", "deblur", "derain", "pairs"])
+def test_restoring_takes_images_alone(name, crops):
+    """One logit a pixel would be broadcast against three channels, and three logits are no image."""
+    task = tasks.make(name, {})
+    batch = task.probe(crops(name), 0)
+    for call in (task.loss, task.score):
+        for classes in (1, 3):
+            with pytest.raises(ValueError, match=f"{name}: the model returns {classes} logits.*classes None"):
+                call(UNet(widths=(4,), classes=classes), batch)
+        with pytest.raises(ValueError, match=rf"{name}: the model returns \(4, 1, 48, 48\) where .* \(4, 3, 48, 48\)"):
+            call(Answer(torch.zeros(4, 1, 48, 48)), batch)
+    with pytest.raises(ValueError, match="denoise: the model returns 1 logits"):
+        Denoise().fits(UKAN(dims=(8, 8, 8)))
+    task.fits(UNet(widths=(4,)))
+
+
+def test_segmenting_takes_logits_alone(crops):
+    """A network that restores returns three channels, as many as there are classes: no logits."""
+    task = Segment(classes=3)
+    batch = task.probe(crops("segment"), 0)
+    for model in (UNet(widths=(4,)), UNet(widths=(4,), residual=False), FFDNet(width=4, depth=2)):
+        with pytest.raises(ValueError, match="segment: the model restores images, and the task has 3 classes"):
+            task.loss(model, batch)
+    with pytest.raises(ValueError, match="returns 2 logits a pixel, and the task has 3"):
+        task.fits(UNet(widths=(4,), classes=2))
+    task.fits(UNet(widths=(4,), classes=3))
+    assert bool(task.loss(UNet(widths=(4,), classes=3), batch).isfinite())
 
 
 def test_a_model_with_another_number_of_classes(crops):

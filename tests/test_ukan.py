@@ -116,6 +116,14 @@ def test_it_learns_to_segment():
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_it_can_return_its_output():
+    model, plain = small(classes=None), small(classes=None, residual=False)
+    plain.load_state_dict(model.state_dict())
+    x = torch.rand(1, 3, 40, 70)
+    with torch.no_grad():
+        assert torch.equal(model(x), x + plain(x))
+
+
 @pytest.mark.parametrize(
     "arguments,words",
     [

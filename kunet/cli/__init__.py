@@ -120,6 +120,16 @@ def _parser() -> Parser:
         default="float",
         help='"float" (the literature\'s, default) or "u8" (clipped and rounded, as files are)',
     )
+    p.add_argument(
+        "--task",
+        help='"pairs": score on the pairs that the sources hold; or the weights\' own task: spoil clean images (default'
+        ": the pairs of a data set that has some, for weights that need not be told the noise)",
+    )
+    p.add_argument(
+        "--protocol",
+        default="literature",
+        help='"literature" (default), or "challenge": sides cut to multiples of 4, a border of 4 pixels not scored',
+    )
     p.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     p.add_argument("--json", type=Path, help="also write every image's scores to this file")
     _add_model(p)

@@ -136,7 +136,7 @@ def evaluate(args) -> None:
 
     _check_json(args.json)
     trained, fields = task_of(args.weights)
-    asked, protocol = getattr(args, "task", None), getattr(args, "protocol", "literature")
+    asked, protocol = args.task, args.protocol
     told = trained == "denoise" and not fields.get("blind", False)
     chosen = {source: scoring.task_for(source, trained, told, asked) for source in args.sources}
     scoring.protocol_named(protocol)

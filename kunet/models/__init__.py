@@ -2,8 +2,10 @@
 
 The contract of every model here: ``model(x, noise_level=0.0) -> y``, maps (B, C, H, W) in [0, 1] units of any size
 of at least 1 x 1. y is the restored image, of x's shape and not clamped: x plus what ``last`` gives. A model that is
-made with ``classes=n`` returns logits (B, n, H, W) instead. ``noise_level`` is sigma / 255, a number or one value an
-image (B,), 0 where it is not known; models that do not use it ignore it.
+made with ``classes=n`` returns logits (B, n, H, W) instead; ``model.classes`` says which, None where it restores.
+``noise_level`` is sigma / 255: a number, one value an image (B,), or one value a pixel (B, 1, H, W); 0 where it is not
+known. FFDNet and CompactKUnet use it, the others ignore it. The class's ``recomputed`` names the blocks that
+``kunet.models.recompute`` may run twice to save memory; a plain chain has none.
 """
 
 from typing import Any

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kunet.attention import PatchTokens, WindowAttention, to_map
-from kunet.blocks import ResidualBlock, Up, pad_to_multiple
+from kunet.blocks import ResidualBlock, Up, noise_map, pad_to_multiple
 from kunet.kan import KANLinear
 
 
@@ -42,7 +42,8 @@ class CompactKUnet(nn.Module):
 
     Dense 3x3 convolutions at the first ``dense_levels`` levels, where they use a CPU or GPU better, depthwise
     separable ones below. Skips are added. Given the noise level as a map beside the image
-    (as FFDNet, arXiv 1710.04026, does), it predicts the noise of any sigma it was trained on.
+    (as FFDNet, arXiv 1710.04026, does), it predicts the noise of any sigma it was trained on, also of one that
+    varies over the image.
 
     Args:
         channels: of the image.
@@ -53,6 +54,9 @@ class CompactKUnet(nn.Module):
         token_depth, heads, window: TokenBlocks, of widths[-1] channels, at half the deepest size.
         grid_size, degree, grid_range: of each KANLinear.
     """
+
+    classes = None  # it restores
+    recomputed = (ResidualBlock, TokenBlock)
 
     def __init__(
         self,
@@ -99,8 +103,7 @@ class CompactKUnet(nn.Module):
     def forward(self, noisy: Float[Tensor, "B C H W"], noise_level=0.0) -> Float[Tensor, "B C H W"]:
         height, width = noisy.shape[-2:]
         x = F.pixel_unshuffle(pad_to_multiple(noisy, self.multiple), self.stem)
-        level = torch.as_tensor(noise_level, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
-        x = torch.cat([x, level.expand(len(x), 1, *x.shape[-2:])], 1)
+        x = torch.cat([x, noise_map(noise_level, noisy, self.multiple, self.stem)], 1)
         x = top = self.head(x)
         kept = []
         for i, stage in enumerate(self.encoder):

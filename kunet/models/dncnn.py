@@ -22,6 +22,8 @@ class DnCNN(nn.Module):
     Source: K. Zhang et al., "Beyond a Gaussian Denoiser", arXiv 1608.03981, section III-A.
     """
 
+    classes = None  # it restores
+
     def __init__(self, channels: int = 3, width: int = 64, depth: int = 20, norm: bool = True):
         super().__init__()
         if depth < 2:

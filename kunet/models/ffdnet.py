@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kunet.blocks import pad_to_multiple
+from kunet.blocks import noise_map, pad_to_multiple
 
 
 class FFDNet(nn.Module):
     """Pixel-unshuffle by 2, the noise level as one more channel, [convolution, ReLU], ``last``, pixel-shuffle by 2.
 
-    At a quarter of the pixels the chain costs a quarter and sees twice as far as DnCNN's of its depth.
+    At a quarter of the pixels the chain costs a quarter and sees twice as far as DnCNN's of its depth. The level may
+    be a number, or vary from pixel to pixel (``kunet.blocks.noise_map``).
 
     Args:
         channels: of the image.
@@ -26,6 +27,8 @@ class FFDNet(nn.Module):
     Raises: ValueError for a depth below 2.
     Source: K. Zhang et al., "FFDNet", arXiv 1710.04026, section III; the start is K. He et al.'s, arXiv 1502.01852.
     """
+
+    classes = None  # it restores
 
     def __init__(self, channels: int = 3, width: int = 96, depth: int = 12, residual: bool = True):
         super().__init__()
@@ -42,7 +45,6 @@ class FFDNet(nn.Module):
     def forward(self, noisy: Float[Tensor, "B C H W"], noise_level=0.0) -> Float[Tensor, "B C H W"]:
         height, width = noisy.shape[-2:]
         x = F.pixel_unshuffle(pad_to_multiple(noisy, 2), 2)
-        level = torch.as_tensor(noise_level, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
-        x = torch.cat([x, level.expand(len(x), 1, *x.shape[-2:])], 1)
+        x = torch.cat([x, noise_map(noise_level, noisy, 2, 2)], 1)
         x = F.pixel_shuffle(self.last(self.body(x)), 2)[..., :height, :width]
         return noisy + x if self.residual else x

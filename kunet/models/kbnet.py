@@ -162,6 +162,8 @@ class KBNetS(NAFNet):
     Raises: ValueError for widths that no group of channels divides, or another number of levels up than down.
     """
 
+    recomputed = (BlockS,)
+
     def __init__(
         self,
         channels: int = 3,
@@ -196,6 +198,9 @@ class KBNetL(nn.Module):
         ffn: channels inside an MFF, as a multiple.
     Raises: ValueError for channels that groups or heads do not divide, or fewer than 2 levels.
     """
+
+    classes = None  # it restores
+    recomputed = (BlockL,)
 
     def __init__(
         self,

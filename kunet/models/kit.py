@@ -15,6 +15,8 @@ from kunet.attention import KNNAttention
 from kunet.blocks import pad_to_multiple
 
 SKIPS = ("concat", "add")
+FOUR_LEVELS = {"width": 32, "levels": 4, "ratio": 4.0, "conv": True, "down": 4, "skip": "concat"}
+"""The alternative to KiT's defaults: one level more than the supplement has, and near both of the published counts."""
 
 
 class FeedForward(nn.Module):
@@ -52,25 +54,36 @@ class KNNBlock(nn.Module):
 class KiT(nn.Module):
     """A U of k-NN transformer blocks between 3x3 convolutions, which predicts what to add to the image.
 
-    From the supplement: a 3x3 convolution to C channels; encoder stages of C, 2C, 4C, ... channels, a bottleneck with
-    twice those of the last, a mirrored decoder; in a stage, patches of r = 4 pixels a side and b = 2 blocks
-    (LN - KLA - LN - FFN); k = 4, in the bottleneck k = 1; two-dimensional down- and upsampling.
+    From the supplement: a 3x3 convolution to C channels; encoder stages of C, 2C, 4C channels (``levels`` = 3), a
+    bottleneck of 8C with N / 64 patches, a mirrored decoder; in a stage, patches of r = 4 pixels a side and b = 2
+    blocks (LN - KLA - LN - FFN); k = 4, in the bottleneck k = 1; two-dimensional down- and upsampling.
 
-    Chosen here, because it is published nowhere: ``levels`` = 4, C = 32, the feed-forward network with its convolution
-    and ratio 4, 4x4 convolutions of stride 2 down, 2x2 transposed ones up, and skips that are concatenated and stay (so
-    decoder stages are twice as wide as the encoder's), together as the nearest in benchmarks/kit_search.py to the
-    published 20.6 M parameters and 43.08 GMACs (book/results/kit.json). These are the choices of Uformer-S, arXiv
-    2106.03106. The supplement names three levels above a bottleneck of 8C: no such network is near both figures.
-    Further: one head a 32 channels; one round of hashing, of patch means after the LayerNorm, in 64 buckets, with
-    rotations of their own for each block; the mean over the neighbours' softmaxes; no encoding of position; GELU;
-    a 3x3 convolution at the end; the noise level is not used. No published score has been reproduced with it.
+    Published nowhere, and so chosen here:
+
+    - width: C = 96;
+    - heads: one for every 32 channels;
+    - feed-forward network: Linear, GELU, Linear, as wide inside as outside (``ratio`` 1), without a convolution;
+    - resampling: 4x4 convolutions of stride 2 down, 2x2 transposed ones up;
+    - fusion of skips: added;
+    - hashing: one round, of patch means after the LayerNorm, not centred, in 64 buckets, each block with random
+      rotations of its own;
+    - aggregation: the mean over the neighbours' softmaxes;
+    - position: not encoded;
+    - the end: a 3x3 convolution, whose output is added to the image; the noise level is not used;
+    - loss: the mean absolute error; optimiser: AdamW at 2e-4, with this package's schedule (recipes kit_*.yaml).
+
+    Width, feed-forward network, resampling and fusion are those, of all that benchmarks/kit_search.py counts with three
+    levels, which come nearest to the published 20.6 M parameters and 43.08 GMACs at 256x256: 19.5 M and 75.0
+    (book/results/kit.json). None is near both figures. ``FOUR_LEVELS`` is: 20.6 M and 41.0, with the choices of
+    Uformer-S, arXiv 2106.03106, and one level more than the supplement has. ``KiT(**FOUR_LEVELS)`` is that network. No
+    published score has been reproduced with either.
 
     Args:
         channels: of the image.
         width: C.
         levels: stages of the encoder, and so halvings of the size.
         blocks: b, in each stage.
-        heads: at C channels, and in proportion to the channels elsewhere.
+        heads: at C channels, and in proportion to the channels elsewhere; None has one for every 32 channels.
         k, patch, buckets, centre: KNNAttention's.
         ratio, conv: FeedForward's hidden channels over its own, and whether it has the convolution.
         down: side of the downsampling convolutions: 2, 3 or 4.
@@ -79,30 +92,34 @@ class KiT(nn.Module):
     Raises: ValueError for numbers below 1, or another ``down`` or ``skip``.
     """
 
+    recomputed = (KNNBlock,)
+
     def __init__(
         self,
         channels: int = 3,
-        width: int = 32,
-        levels: int = 4,
+        width: int = 96,
+        levels: int = 3,
         blocks: int = 2,
-        heads: int = 1,
+        heads: int | None = None,
         k: int = 4,
         patch: int = 4,
         buckets: int = 64,
         centre: bool = False,
-        ratio: float = 4.0,
-        conv: bool = True,
+        ratio: float = 1.0,
+        conv: bool = False,
         down: int = 4,
-        skip: str = "concat",
+        skip: str = "add",
         classes: int | None = None,
     ):
         super().__init__()
+        heads = max(1, width // 32) if heads is None else heads
         if min(width, levels, blocks, heads, k) < 1 or down not in (2, 3, 4) or skip not in SKIPS:
             raise ValueError(
                 f"KiT: width {width}, levels {levels}, blocks {blocks}, heads {heads}, k {k}, down {down}, skip"
                 f" {skip!r}; numbers are 1 or more, down 2, 3 or 4, skip {' or '.join(SKIPS)}"
             )
-        self.skip, self.residual, self.multiple = skip, classes is None, patch * 2**levels
+        self.skip, self.multiple = skip, patch * 2**levels
+        self.classes, self.residual = classes, classes is None
         widths, seeds = [width * 2**level for level in range(levels + 1)], count()
 
         def stage(dim: int, k: int = k) -> nn.Sequential:

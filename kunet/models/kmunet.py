@@ -23,6 +23,10 @@ class ChannelNorm(nn.Module):
         return F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2]).permute(0, 3, 1, 2)
 
 
+class Level(nn.Sequential):
+    """The convolutions of one level on its way down, or up, each behind what comes before it."""
+
+
 class KMUNet(nn.Module):
     """y[b, o, h, w] = sum over channels i and taps (p, q) of F_{o,i,p,q}(x[b, i, h + p, w + q]), level after level.
 
@@ -55,6 +59,8 @@ class KMUNet(nn.Module):
     Notebook: notebooks/10_kmunet.ipynb.
     """
 
+    recomputed = (Level,)
+
     def __init__(
         self,
         channels: int = 3,
@@ -82,7 +88,7 @@ class KMUNet(nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"KMUNet: {name} is {value!r}; choose one of {', '.join(known)}")
-        self.residual = classes is None
+        self.classes, self.residual = classes, classes is None
         # a map of one pixel has nothing to reflect: the deepest gets two
         self.multiple = 2 ** (len(widths) - 1 + (padding_mode == "reflect"))
 
@@ -107,8 +113,8 @@ class KMUNet(nn.Module):
                 outside=outside,
             )
 
-        def block(inputs: int, outputs: int, image: bool = False) -> nn.Sequential:
-            steps = nn.Sequential()
+        def block(inputs: int, outputs: int, image: bool = False) -> Level:
+            steps = Level()
             for i in range(convs):
                 into = outputs if i else inputs
                 steps.append(nn.Identity() if image and not i else before(into))

@@ -61,6 +61,9 @@ class KUnet(nn.Module):
     Raises: ValueError for an unknown fusion or projection, or a compat input below the smallest size.
     """
 
+    classes = None  # it restores
+    recomputed = (DoubleConv, nn.TransformerEncoderLayer)
+
     def __init__(
         self,
         fusion: str = "fixed",

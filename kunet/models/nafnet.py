@@ -63,6 +63,9 @@ class NAFNet(nn.Module):
     Source: L. Chen et al., "Simple Baselines for Image Restoration", arXiv 2204.04676.
     """
 
+    classes = None  # it restores
+    recomputed = (NAFBlock,)
+
     def __init__(
         self,
         channels: int = 3,

@@ -60,7 +60,8 @@ class UKAN(nn.Module):
         projection: "kan" or "mlp".
         grid_size, degree, grid_range: of each KANLinear, which has a SiLU base and a scaler. LayerNorm's outputs
             have variance 1: a third of them lie outside the published range.
-        classes: logits a pixel, as published 1; None restores, as a residual.
+        residual: where it restores, add the output to the image; False returns the output itself.
+        classes: logits a pixel, as published 1; None restores.
 
     Batch norm: training needs more than one value a channel at 1/32 of the size; images are independent in eval mode.
     Raises: ValueError for other numbers of dims, dims[0] not a multiple of 8, or an unknown projection.
@@ -68,6 +69,8 @@ class UKAN(nn.Module):
         2406.02918; its code for the details (github.com/CUHK-AIM-Group/U-KAN). Initial values are torch's.
     Notebook: notebooks/10_kmunet.ipynb.
     """
+
+    recomputed = (ConvNormReLU, TokenBlock)
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class UKAN(nn.Module):
         grid_size: int = 5,
         degree: int = 3,
         grid_range: tuple[float, float] = (-1.0, 1.0),
+        residual: bool = True,
         classes: int | None = 1,
     ):
         super().__init__()
@@ -84,7 +88,7 @@ class UKAN(nn.Module):
             raise ValueError(f"UKAN: dims {dims}; give three numbers, the first a multiple of 8")
         if projection not in ("kan", "mlp"):
             raise ValueError(f'UKAN: projection is {projection!r}; choose "kan" or "mlp"')
-        self.residual = classes is None
+        self.classes, self.residual = classes, residual and classes is None
         eighth, quarter, first, second, third = dims[0] // 8, dims[0] // 4, *dims
 
         def double(inputs: int, middle: int, outputs: int) -> nn.Sequential:

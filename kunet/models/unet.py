@@ -23,6 +23,8 @@ class UNet(nn.Module):
     Notebook: notebooks/06_unet.ipynb.
     """
 
+    recomputed = (DoubleConv,)
+
     def __init__(
         self,
         channels: int = 3,
@@ -36,6 +38,7 @@ class UNet(nn.Module):
         if not widths:
             raise ValueError("UNet: widths is empty; give the channels of at least one level")
         self.skips, self.residual, self.multiple = skips, residual and classes is None, 2 ** (len(widths) - 1)
+        self.classes = classes
         before = (channels, *widths)
         self.encoder = nn.ModuleList(DoubleConv(a, b, separable) for a, b in zip(before, widths))
         self.pool = nn.MaxPool2d(2)

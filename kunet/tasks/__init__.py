@@ -6,6 +6,7 @@ An example is a uint8 array (H, W, C), so that one random crop serves every task
     load(sources, held_out, progress)   examples to train on, examples held out
     batch(crops, generator)             a training batch of crops (B, C, H, W) in [0, 1]
     probe(crops, seed)                  the same for validation: the same every time
+    fits(model)                         a ValueError for a model that returns something else than the task wants
     loss(model, batch), score(model, batch)    a scalar; one number an image, whose name is ``measure``
     scores(output, batch)               all its measures, by name, of what a model returned; one number an image
 """

@@ -11,11 +11,12 @@ from torch import Tensor
 class Batch:
     """What the model gets, image and noise level (sigma / 255; 0 where unknown), and what it should return.
 
+    The level is one value an image (B,), or one a pixel (B, 1, H, W): the same of both in every batch of a task.
     The target is an image (B, C, H, W), or the class of every pixel (B, 1, H, W) as int64.
     """
 
     input: Float[Tensor, "B C H W"]
-    noise_level: Float[Tensor, " B"]
+    noise_level: Float[Tensor, " B"] | Float[Tensor, "B 1 H W"]
     target: Tensor
 
     def to(self, device: str | torch.device, memory_format: torch.memory_format) -> "Batch":

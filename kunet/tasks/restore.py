@@ -1,9 +1,11 @@
 """Restoring photos: of noise, of blur and JPEG compression, of rain, and of whatever real pairs show."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -28,16 +30,34 @@ class Restoration:
         if self.objective not in metrics.OBJECTIVES:
             raise ValueError(f"objective is {self.objective!r}; it must be one of {', '.join(metrics.OBJECTIVES)}")
 
-    def load(self, sources: list[str], held_out: int, progress: bool = False) -> tuple[list, list]:
+    def load(self, sources: list[str], held_out: int, progress: bool = False) -> tuple[Sequence, list]:
         """(train, held out) photos, (H, W, 3) uint8, as ``kunet.data.load_photos`` finds them."""
         return load_photos(sources, held_out, progress)
 
+    def fits(self, model: nn.Module) -> None:
+        """Raises: ValueError for a model that returns logits, which are no image even where they are three."""
+        if (classes := getattr(model, "classes", None)) is not None:  # a model from elsewhere need not say
+            raise ValueError(
+                f"{type(self).__name__.lower()}: the model returns {classes} logits a pixel, no image; make it with"
+                " classes None (model_args: {classes: null})"
+            )
+
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        return metrics.OBJECTIVES[self.objective](model(batch.input, batch.noise_level).float(), batch.target)
+        return metrics.OBJECTIVES[self.objective](self._restored(model, batch), batch.target)
 
     def score(self, model: nn.Module, batch: Batch) -> Float[Tensor, " B"]:
         """PSNR of each image in dB, after rounding to 8 bits."""
-        return metrics.psnr(as_file(model(batch.input, batch.noise_level).float()), batch.target)
+        return metrics.psnr(as_file(self._restored(model, batch)), batch.target)
+
+    def _restored(self, model: nn.Module, batch: Batch) -> Float[Tensor, "B C H W"]:
+        self.fits(model)
+        restored = model(batch.input, batch.noise_level).float()
+        if restored.shape != batch.target.shape:  # which a loss would broadcast
+            raise ValueError(
+                f"{type(self).__name__.lower()}: the model returns {tuple(restored.shape)} where the images are"
+                f" {tuple(batch.target.shape)}; it must return images of that shape"
+            )
+        return restored
 
     def scores(self, output: Float[Tensor, "B C H W"], batch: Batch) -> dict[str, Float[Tensor, " B"]]:
         """PSNR in dB and SSIM of each image, after rounding to 8 bits."""
@@ -55,6 +75,8 @@ class Denoise(Restoration):
         focus, focus_share: this share of the crops gets exactly the level ``focus`` instead.
         u8_share: this share of the crops goes through an 8-bit file (clipped, rounded), the rest stays float:
             photos come as files, benchmarks as floats.
+        map_share: this share of the crops gets a level that varies smoothly over the crop between the two of
+            ``sigma``. The model is then told a map, one value a pixel, of every crop; validation keeps to one level.
         blind: the model is not told the level (it gets 0).
     Raises: ValueError for levels outside 0..255 or shares outside 0..1.
     """
@@ -63,6 +85,7 @@ class Denoise(Restoration):
     focus: float = 50.0
     focus_share: float = 0.0
     u8_share: float = 0.0
+    map_share: float = 0.0
     blind: bool = False
 
     def __post_init__(self):
@@ -71,15 +94,21 @@ class Denoise(Restoration):
             raise ValueError(
                 f"denoise: sigma {self.sigma}, focus {self.focus}; two levels in 0..{LEVELS}, lowest first"
             )
-        if not (0 <= self.focus_share <= 1 and 0 <= self.u8_share <= 1):
-            raise ValueError(f"denoise: focus_share {self.focus_share}, u8_share {self.u8_share}; shares lie in 0..1")
+        shares = {name: getattr(self, name) for name in ("focus_share", "u8_share", "map_share")}
+        if not all(0 <= share <= 1 for share in shares.values()):
+            raise ValueError(f"denoise: {', '.join(f'{k} {v}' for k, v in shares.items())}; shares lie in 0..1")
 
     def batch(self, crops: Float[Tensor, "B C H W"], generator: torch.Generator) -> Batch:
         """A training batch from clean crops; all its randomness comes from the generator."""
         low, high = self.sigma
         draw = torch.rand(3, len(crops), generator=generator)
         sigma = torch.where(draw[0] < self.focus_share, self.focus, low + (high - low) * draw[1])
-        noisy = crops + unit(sigma)[:, None, None, None] * torch.randn(crops.shape, generator=generator)
+        noise = torch.randn(crops.shape, generator=generator)
+        pixels = sigma[:, None, None, None]
+        if self.map_share:
+            varied = torch.rand(len(crops), 1, 1, 1, generator=generator) < self.map_share
+            pixels = sigma = torch.where(varied, low + (high - low) * smooth_maps(crops, generator), pixels)
+        noisy = crops + unit(pixels) * noise
         noisy = torch.where((draw[2] < self.u8_share)[:, None, None, None], as_file(noisy), noisy)
         return Batch(noisy, self._told(unit(sigma)), crops)
 
@@ -91,8 +120,14 @@ class Denoise(Restoration):
         noisy = add_noise(crops, sigma, torch.Generator().manual_seed(seed), check_mode(mode))
         return Batch(noisy, self._told(torch.full((len(crops),), unit(sigma))), crops)
 
-    def _told(self, level: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    def _told(self, level: Tensor) -> Tensor:
         return torch.zeros_like(level) if self.blind else level
+
+
+def smooth_maps(crops: Float[Tensor, "B C H W"], generator: torch.Generator) -> Float[Tensor, "B 1 H W"]:
+    """A random smooth map of each crop, from 0 to 1: 4 x 4 numbers, interpolated bicubically and cut to that range."""
+    coarse = torch.rand(len(crops), 1, 4, 4, generator=generator)
+    return F.interpolate(coarse, crops.shape[-2:], mode="bicubic", align_corners=True).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -196,7 +231,7 @@ class Pairs(Restoration):
     The noise level is not known (0), and nothing is random.
     """
 
-    def load(self, sources: list[str], held_out: int, progress: bool = False) -> tuple[list, list]:
+    def load(self, sources: list[str], held_out: int, progress: bool = False) -> tuple[Sequence, list]:
         """(train, held out) pairs, (H, W, 6) uint8: degraded, clean."""
         return load_pairs(sources, held_out, progress)
 

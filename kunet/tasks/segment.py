@@ -1,5 +1,6 @@
 """Segmentation: the class of every pixel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -62,7 +63,7 @@ class Segment:
         """How many values the target has: two for a single logit."""
         return max(2, self.classes)
 
-    def load(self, sources: list[str], held_out: int, progress: bool = False) -> tuple[list, list]:
+    def load(self, sources: list[str], held_out: int, progress: bool = False) -> tuple[Sequence, list]:
         """(train, held out) examples (H, W, 4) uint8, as ``kunet.data.load_masks`` finds them."""
         train, held = load_masks(sources, held_out, self.classes, self.size, progress)
         if self.objective == "weighted_cross_entropy" and self.class_weights is None:
@@ -79,7 +80,18 @@ class Segment:
         """A validation batch: the same noise every time."""
         return self.batch(crops, torch.Generator().manual_seed(seed))
 
+    def fits(self, model: nn.Module) -> None:
+        """Raises: ValueError for a model that restores images, even of as many channels, or has other classes."""
+        classes = getattr(model, "classes", self.classes)  # a model from elsewhere need not say
+        if classes != self.classes:
+            what = "restores images" if classes is None else f"returns {classes} logits a pixel"
+            raise ValueError(
+                f"segment: the model {what}, and the task has {self.classes} classes; make it with as many (model_args:"
+                f" {{classes: {self.classes}}}), if it can have any"
+            )
+
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        self.fits(model)
         logits, target = self._logits(model(batch.input, batch.noise_level)), batch.target[:, 0]
         if self.objective == "dice":
             return metrics.dice_loss(logits.softmax(1), target)
@@ -114,7 +126,7 @@ class Segment:
             raise ValueError("segment: the classes are not counted yet; load examples first, or give class_weights")
         return torch.tensor(weights, dtype=torch.float32, device=device)
 
-    def _balanced(self, examples: list[np.ndarray]) -> tuple[float, ...]:
+    def _balanced(self, examples: Sequence[np.ndarray]) -> tuple[float, ...]:
         """One weight a class, in inverse proportion to its pixels; their mean over all pixels is 1."""
         count = sum(np.bincount(example[..., 3].ravel(), minlength=self.labels) for example in examples)
         if not np.all(count):

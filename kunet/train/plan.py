@@ -23,10 +23,12 @@ MAY_CHANGE = (
 def build(recipe: Recipe) -> tuple[nn.Module, Any]:
     """(model, task) of a recipe, the model with its ``start`` weights.
 
-    Raises: ValueError for an unknown name or argument, a start that is another model, KAN options without KAN layers.
+    Raises: ValueError for an unknown name or argument, a model that does not return what the task wants, a start that
+        is another model, KAN options without KAN layers.
     """
     try:
         model, task = models.make(recipe.model, recipe.model_args), tasks.make(recipe.task, recipe.task_args)
+        task.fits(model)
     except ValueError as error:
         raise ValueError(f"recipe {recipe.name!r}: {error}") from None
     if not kan.layers(model) and (recipe.extend or recipe.prune or recipe.control_l1 or recipe.control_l2):
