@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cluster import start_cluster  # noqa: F401  (a fixture, of a SLURM)
 from PIL import Image
 
 from kunet.cli import main

@@ -16,7 +16,8 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.S)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
-    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    for part in ("notebooks", "slurm"):
+        shutil.copytree(ROOT / part, folder / part)
     from PIL import Image
 
     Image.new("RGB", (60, 40), "gray").save(folder / "photo.png")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from cluster import SCRIPT, Cluster, local, start_cluster  # noqa: F401  (a fixture)
+from cluster import SCRIPT, Cluster, local
 
 # A job that says which run this is and, from the second on, is done.
 RUNS = '#!/bin/bash\necho run ${SLURM_RESTART_COUNT:-0}\n[ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0\n'
