@@ -226,7 +226,7 @@ def measure(names: list[str]) -> dict:
                 print(name, rows[name], flush=True)
         finally:
             cluster.stop()
-    return provenance() | {"recipe": RECIPE, "scenarios": rows}
+    return provenance("python benchmarks/cluster_runs.py") | {"recipe": RECIPE, "scenarios": rows}
 
 
 def main() -> None:

@@ -295,7 +295,12 @@ def main() -> None:
     measured = measure([names[i] for i in args.kinds or range(len(names))], args.share, args.seed)
     rows = {name: row for name in names if (row := measured.get(name) or before.get(name))}
     total = {key: sum(row.get(key, 0) for row in rows.values()) for key in ("faults", "lost_runs", "silently_wrong")}
-    results = provenance() | {"seed": args.seed, "recipe": RECIPE, "kinds": rows, "total": total}
+    results = provenance("python benchmarks/faults.py") | {
+        "seed": args.seed,
+        "recipe": RECIPE,
+        "kinds": rows,
+        "total": total,
+    }
     args.out.write_text(json.dumps(results, indent=1) + "\n")
     print(total)
     sys.exit(1 if total["lost_runs"] or total["silently_wrong"] else 0)

@@ -1,7 +1,8 @@
 """Build the book: run every notebook with its quick parameters, then publish to book/_build/html.
 
 A notebook is run again only when something it depends on has changed: its own source, the
-locked versions, the results it reads, or a file of ``kunet`` that it imports, directly or through others.
+locked versions, the results and job scripts it reads, or a file of ``kunet`` that it imports, directly or through
+others.
 Usage: python book/build.py [--notebooks-only]
 """
 
@@ -71,6 +72,8 @@ def fingerprint(path: Path) -> str:
     source = "\n".join(c.source for c in cells if c.cell_type == "code")
     files = {path, ROOT / "constraints.txt", *imported_files(source), *imported_files("import kunet.notebook")}
     files |= set((ROOT / "book" / "results").glob("*.json"))
+    if "slurm" in source:
+        files |= set((ROOT / "slurm").glob("*.*"))
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.name.encode() + file.read_bytes())
@@ -107,15 +110,22 @@ def pair(folder: Path) -> dict[str, str]:
 
 
 def facts() -> dict[str, str]:
-    """Every measured number as text, by its path in the results or a weights card, for {{ name }} in pages."""
+    """Every measured number as text, by its path in the results or a weights card, for {{ name }} in pages.
+
+    A short list is its numbers, separated by commas; a long one is no fact of a page.
+    """
     found = {}
 
     def walk(prefix: str, value) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
                 walk(f"{prefix}_{re.sub(r'[^0-9a-zA-Z]', '_', key)}", inner)
+        elif isinstance(value, bool):
+            found[prefix] = "yes" if value else "no"
         elif not isinstance(value, list):
             found[prefix] = f"`{value}`" if prefix.endswith("_command") else str(value)
+        elif len(value) <= 5 and all(isinstance(v, int | float) for v in value):  # one a seed, say
+            found[prefix] = ", ".join(map(str, value))
 
     for path in [*sorted((ROOT / "book" / "results").glob("*.json")), *(ROOT / "kunet" / "weights").glob("*.json")]:
         walk(path.stem, json.loads(path.read_text()))

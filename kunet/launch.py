@@ -43,6 +43,7 @@ def train(folder: str | Path, words: list[str], processes: int = 1, every: float
     """
     run = Run(folder)
     with open(run.folder / "console.log", "ab") as console:
+        begin = console.tell()
         process = subprocess.Popen(
             command([*words, "--out", str(run.folder)], processes),
             stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent,
@@ -58,7 +59,7 @@ def train(folder: str | Path, words: list[str], processes: int = 1, every: float
             process.terminate()
             process.wait()
     if process.returncode and run.status()[0] != "paused":
-        lines = (run.folder / "console.log").read_text(errors="replace").splitlines()
+        lines = (run.folder / "console.log").read_bytes()[begin:].decode(errors="replace").splitlines()
         said = next((line for line in lines[::-1] if "error:" in line), lines[-1] if lines else "nothing")
         raise ValueError(f"{run.folder}: the training ended with code {process.returncode}: {said}")
     yield run

@@ -5,9 +5,10 @@ set -euo pipefail
 # The environment that make set up; or load yours before sbatch, which passes it on.
 if [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
-# Where the processes meet: this is the job's first node. kunet takes a port of this job and attempt.
-MASTER_ADDR=$(scontrol -o show node "$SLURMD_NODENAME" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
-export MASTER_ADDR
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun no longer takes it from the job by itself
+# Where the processes meet, unless you said so: this is the job's first node. kunet takes a port of this job and attempt.
+address=$(scontrol -o show node "$SLURMD_NODENAME" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+export MASTER_ADDR="${MASTER_ADDR:-$address}"
 
 # train RUN OPTIONS: `kunet train` in that folder, one process a task of the job; then `again`. A run that is done is
 # left alone: newer SLURMs put a job that was pre-empted back into the queue even when its script has done so too.
