@@ -88,6 +88,12 @@ class Group:
         if failed:
             raise LostProcess(f"process {self.rank} of {self.size}: the first one failed, and says why")
 
+    def align(self, tensors: list[Tensor]) -> None:
+        """Give every process the first one's values, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network, with gradients averaged over the processes in every backward pass."""
         if self.size == 1:
@@ -108,7 +114,10 @@ def join(device: str = "cpu", timeout: float = 600) -> Iterator[Group]:
     """
     here = place()
     if device == "cuda":
-        index = here.local % torch.cuda.device_count()  # srun can show each task its own GPU alone, as number 0
+        count = torch.cuda.device_count()
+        if here.local >= count != 1:
+            raise ValueError(f"process {here.local} of this node: there are {count} GPUs; start a process for each")
+        index = here.local % count  # srun can show each task its own GPU alone, as number 0
         torch.cuda.set_device(index)
         device = f"cuda:{index}"
     where = torch.device(device)
@@ -117,8 +126,10 @@ def join(device: str = "cpu", timeout: float = 600) -> Iterator[Group]:
         _meet(here, "nccl" if where.type == "cuda" else "gloo", timeout)
     if dist.is_initialized():
         here = Place(dist.get_rank(), dist.get_world_size(), here.local)
+    clean = False
     try:
         yield Group(here.rank, here.size, where)
+        clean = True
     except LostProcess:
         raise
     except (RuntimeError, dist.DistError) as error:
@@ -126,7 +137,7 @@ def join(device: str = "cpu", timeout: float = 600) -> Iterator[Group]:
             raise LostProcess(f"process {here.rank} of {here.size}: lost another one ({_first_line(error)})") from None
         raise
     finally:
-        if begun:
+        if begun and (clean or where.type == "cpu"):  # NCCL would wait for others, which may wait for this one to end
             dist.destroy_process_group()
 
 
@@ -162,8 +173,8 @@ def job() -> str:
 
 
 def _is_loss(error: Exception) -> bool:
-    words = ("gloo", "NCCL", "nccl", "Connection", "connection", "timed out", "Timed out", "Broken pipe", "store")
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+    words = ("gloo", "Gloo", "NCCL communicator", "NCCL error", "Connection", "timed out", "Timed out", "Broken pipe")
+    return isinstance(error, dist.DistError) or any(word in _first_line(error) for word in words)
 
 
 def _first_line(error: Exception) -> str:

@@ -10,12 +10,12 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun no longer takes it 
 address=$(scontrol -o show node "$SLURMD_NODENAME" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
 export MASTER_ADDR="${MASTER_ADDR:-$address}"
 
-# train RUN OPTIONS: `kunet train` in that folder, one process a task of the job; then `again`. A run that is done is
-# left alone: newer SLURMs put a job that was pre-empted back into the queue even when its script has done so too.
+# train RUN OPTIONS: `kunet train` in that folder, one process a task of the job; then `again`. Started again, the job
+# leaves a run that is done alone: newer SLURMs put a pre-empted job back even when its script has done so too.
 train() {
   local run=$1 before code=0
   shift
-  [ ! -f "$run/status" ] || ! grep -q '^done' "$run/status" || exit 0
+  if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && grep -qs '^done' "$run/status"; then exit 0; fi
   before=$(step "$run")
   srun --kill-on-bad-exit=1 kunet train --out "$run" "$@" || code=$?
   again "$run" "$before" "$code"
@@ -48,6 +48,7 @@ again() {
 
 # requeue: put this job back into the queue, which ends this script.
 requeue() {
-  scontrol requeue "$SLURM_JOB_ID"
+  local task=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # an array's bare number is all its tasks
+  scontrol requeue "${task:-$SLURM_JOB_ID}"
   sleep 120
 }

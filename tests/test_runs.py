@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 
 import pytest
 import torch
@@ -53,8 +54,9 @@ def test_damaged_checkpoints(tmp_path, capsys, damage):
     newer.write_bytes(changed.get(damage, older.read_bytes()))
     assert run.load()["step"] == 1
     assert capsys.readouterr().err.startswith(f"{newer}: damaged") and run.read_log()[-1]["file"] == newer.name
+    assert [step for step, _ in checkpoints.saved(tmp_path / "checkpoints")] == [1]
     older.write_bytes(b"")
-    with pytest.raises(ValueError, match="all 2 checkpoints are damaged"):
+    with pytest.raises(ValueError, match="all 1 checkpoints are damaged"):
         run.load()
 
 
@@ -95,6 +97,24 @@ def test_status_and_a_log_that_goes_back(tmp_path):
         file.write('{"step": 5, "lo')  # torn by a kill
     run.rewind_log(3)
     assert [row.get("step", "-") for row in run.read_log()] == ["-", 0, 1, 2, 3]
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')
+    run.log(event="damaged")  # on the torn line, which is lost with it
+    assert len(run.read_log()) == 5
+
+
+def test_a_write_that_is_cut_short_is_noticed(tmp_path):
+    """The system takes a part of a block up to a limit, as it does on a nearly full disk, and fails the next one."""
+    run = Run(tmp_path)
+    run.save(1, {"step": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run.save(2, {"step": 2, "w": torch.arange(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert run.load() == {"step": 1} and len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
 def test_a_run_of_an_earlier_version(tmp_path):

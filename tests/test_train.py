@@ -281,3 +281,54 @@ def test_start_weights(tmp_path):
 def test_kan_options_need_kan_layers(tmp_path):
     with pytest.raises(ValueError, match="unet has no KAN layer"):
         train(few(model="unet", model_args={"widths": [4]}, **KANS), tmp_path / "run", progress=False)
+
+
+def test_a_bad_batch_leaves_running_statistics_alone(tmp_path, monkeypatch):
+    fields = {
+        "model": "dncnn",
+        "model_args": {"width": 8, "depth": 4},
+        "phases": [{"share": 1, "patch": 16, "batch": 2}],
+    }
+    batch, calls = tasks.Denoise.batch, itertools.count()
+
+    def spoiled(self, crops, generator):
+        made = batch(self, crops, generator)
+        return type(made)(made.input * (float("nan") if next(calls) == 5 else 1), made.noise_level, made.target)
+
+    monkeypatch.setattr(tasks.Denoise, "batch", spoiled)
+    run = train(few(**fields), tmp_path / "run", progress=False)
+    assert all(bool(value.isfinite().all()) for value in weights(run).values())
+    assert [row["step"] for row in run.read_log() if row.get("event") == "skipped"] == [3]
+
+
+def test_a_mistyped_command_changes_nothing(tmp_path):
+    train(few(), tmp_path / "run", progress=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    before.pop(tmp_path / "run" / "owner.json")
+    with pytest.raises(ValueError, match=r"was started with lr 0\.002, not 1\.0"):
+        train(few(lr=1.0), tmp_path / "run", progress=False)
+    assert before == {path: path.read_bytes() for path in before} and Run(tmp_path / "run").status() == ("done", 12)
+
+
+def test_pruning_does_not_depend_on_dropout(tmp_path):
+    args = {"widths": [4, 8], "hidden": 8, "projections": [12, 8], "heads": 2, "dropout": 0.3}
+    fields = {"model": "kunet", "model_args": args, "prune": [{"at": 0.5, "share": 0.3}]}
+    whole = train(few(**fields), tmp_path / "whole", progress=False)
+    train(few(**fields), tmp_path / "pieces", progress=False, stop_after=6)
+    assert same(whole, train(few(**fields), tmp_path / "pieces", progress=False))
+
+
+def test_a_stop_after_skipped_steps_says_where_it_goes_on(tmp_path, monkeypatch):
+    spoil(monkeypatch, {6, 7})
+    run = train(few(), tmp_path / "run", progress=False, stop_after=8)
+    assert run.status() == ("paused", checkpoints.saved(run.folder / "checkpoints")[-1][0]) == ("paused", 8)
+
+
+def test_a_helper_that_fails_says_so_in_a_line(tmp_path, monkeypatch):
+    def broken(self, crops, generator):
+        raise OSError(errno.EIO, "Input/output error", "photo.png")
+
+    monkeypatch.setattr(tasks.Denoise, "batch", broken)
+    with pytest.raises(ValueError, match=r"a helper that prepares crops failed: .*photo\.png") as caught:
+        train(few(workers=1, data=["bundled"]), tmp_path / "run", progress=False)
+    assert "\n" not in str(caught.value)

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         if type(error).__name__ != "LostProcess":  # named, not imported: that would load torch for every command
             raise
         print(f"kunet {args.command}: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        verbs.leave(1)
 
 
 def _parser() -> Parser:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,16 @@ PAUSED = 75
 def fail(message: str, prog: str = "kunet") -> None:
     """One line on stderr, exit 2."""
     print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
+    leave(2)
+
+
+def leave(code: int) -> None:
+    """End with an exit code; at once where NCCL still holds this process together with others."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code) from None
 
 
 def _device(name: str) -> str:

@@ -69,8 +69,8 @@ class Recipe:
     micro_batch: int = Field(
         default=0,
         ge=0,
-        description="crops a process takes at once; gradients add up to its share"
-        " of the batch; 0 takes the share whole",
+        description="crops a process takes at once, 0 its whole share of the batch; gradients add up, so the training"
+        " is the same but for batch normalisation and losses of whole batches (dice, weighted cross-entropy)",
     )
     recompute: bool = Field(default=False, description="compute activations again in backward: less memory, more time")
     seed: int = Field(default=0, ge=0, description="of weights, crops and noise")

@@ -40,8 +40,11 @@ class _File(io.FileIO):
     failure: OSError | None = None
 
     def write(self, data) -> int:
+        view, done = memoryview(data).cast("B"), 0
         try:
-            return super().write(data)
+            while done < len(view):  # a nearly full disk takes a part of it, and torch would not notice
+                done += super().write(view[done:]) or 0
+            return done
         except OSError as error:
             error.filename = str(self.name)
             self.failure = error
@@ -75,6 +78,8 @@ def load(path: Path) -> dict[str, Any]:
     """A saved state, on the CPU; nothing in the file is ever executed. Raises: ValueError when it cannot be read."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):  # says nothing of the file
+        raise
     except Exception as error:  # torch raises many kinds on damaged or unsafe files
         raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}); delete it") from None
 

@@ -7,10 +7,28 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kunet.runs import checkpoints
 from kunet.runs.files import write_whole
+
+_HELD: set[IO[str]] = set()
+"""The locks that this process holds, or has from the process that it is a fork of."""
+
+
+def forget_locks() -> None:
+    """For helper processes: a lock is free when the process that took it has ended, whoever of them outlives it."""
+    while _HELD:
+        _HELD.pop().close()
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A line of the log; None for one that a crash has torn."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 class Run:
@@ -38,6 +56,7 @@ class Run:
         path = self.folder / "owner.json"
         try:
             self._lock = open(path, "a+")
+            _HELD.add(self._lock)
         except OSError as error:
             raise ValueError(f"{path}: cannot write ({error.strerror}); choose another --out") from None
         try:
@@ -64,6 +83,7 @@ class Run:
         """Let others write."""
         if self._lock is not None:
             self._lock.close()
+            _HELD.discard(self._lock)
         self._token = self._lock = None
 
     def _owner(self) -> dict[str, Any]:
@@ -127,7 +147,7 @@ class Run:
         """Every whole line of the log; a line torn by a crash or a full disk is left out."""
         path = self.folder / "log.jsonl"
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        return [row for line in lines if (row := _row(line)) is not None]
 
     def rewind_log(self, step: int) -> int:
         """Forget the lines of later steps, which a run that goes on from there writes again; how many those are."""
@@ -153,14 +173,18 @@ class Run:
                 f"{self.folder / 'checkpoint.pt'}: of an earlier version, which drew its noise otherwise; choose"
                 " another --out"
             )
-        found = checkpoints.saved(self.folder / "checkpoints")
+        found, damaged = checkpoints.saved(self.folder / "checkpoints"), []
         for _, path in reversed(found):
             try:
                 checkpoints.check(path)
-                return path
             except ValueError as error:
+                damaged.append(path)
                 print(f"{error}; going back to the one before", file=sys.stderr)
                 self.log(event="damaged", file=path.name)
+            else:
+                for file in damaged:  # they are no checkpoints any more, and take the place of none
+                    file.rename(file.with_name(f"damaged-{file.name}"))
+                return path
         if found:
             raise ValueError(
                 f"{self.folder / 'checkpoints'}: all {len(found)} checkpoints are damaged; choose another --out to"

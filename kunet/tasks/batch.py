@@ -20,5 +20,9 @@ class Batch:
     target: Tensor
 
     def to(self, device: str | torch.device, memory_format: torch.memory_format) -> "Batch":
-        move = lambda x: x.to(device, memory_format=memory_format)
-        return Batch(move(self.input), self.noise_level.to(device), move(self.target))
+        move = lambda x: x.to(device, memory_format=memory_format, non_blocking=True)
+        return Batch(move(self.input), self.noise_level.to(device, non_blocking=True), move(self.target))
+
+    def pin_memory(self) -> "Batch":
+        """In memory from which a GPU copies while the processor goes on; a DataLoader calls it."""
+        return Batch(self.input.pin_memory(), self.noise_level.pin_memory(), self.target.pin_memory())

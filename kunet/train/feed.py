@@ -1,6 +1,6 @@
 """What each step of each process is fed: its share of the step's crops, in batches that fit its memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from kunet.data import Crops
 from kunet.distributed import Group
 from kunet.recipes import Phase
 from kunet.runs import stop
+from kunet.runs.folder import forget_locks
 from kunet.tasks import Batch, Task
 
 Step = tuple[int, Phase, int]
@@ -63,10 +64,10 @@ def feed(
     Helpers ignore the signals that stop a training, which would otherwise lose them before its last step; those that
     are left when the iterator is closed are killed.
     """
-    pieces = [_cut(keys(step, group.rank, group.size), micro) for step in steps]
+    cut = lambda step: _cut(keys(step, group.rank, group.size), micro)
     loader = DataLoader(
         examples,
-        batch_sampler=[piece for step in pieces for piece in step],
+        batch_sampler=_Lazy(lambda: (piece for step in steps for piece in cut(step))),
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=_helper,
@@ -74,14 +75,37 @@ def feed(
     )
     batches = iter(loader)
     try:
-        for step, parts in zip(steps, pieces):
-            yield step, [next(batches) for _ in parts]
+        for step in steps:
+            yield step, [_next(batches) for _ in cut(step)]
     finally:
         helpers = list(getattr(batches, "_workers", ()))
-        del batches  # asks them to end, and waits some seconds
+        if helpers:
+            batches._shutdown_workers()  # as its end does, which an error that holds its frames can put off
         for helper in helpers:
             if helper.is_alive():
                 helper.kill()
+
+
+class _Lazy:
+    """An iterable from a function that makes its iterator: millions of crops are not listed beforehand."""
+
+    def __init__(self, make: Callable[[], Iterator]):
+        self.make = make
+
+    def __iter__(self) -> Iterator:
+        return self.make()
+
+
+def _next(batches: Iterator[Batch]) -> Batch:
+    """The next batch. Raises: ValueError, in one line, for what went wrong in a helper process."""
+    try:
+        return next(batches)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        if "DataLoader worker" not in str(error):
+            raise
+        said = lines[-1] if "Traceback" in str(error) else f"{lines[0]}: out of memory? Give fewer --workers"
+        raise ValueError(f"a helper that prepares crops failed: {said}") from None
 
 
 def _cut(share: list, micro: int) -> list[list]:
@@ -91,3 +115,4 @@ def _cut(share: list, micro: int) -> list[list]:
 
 def _helper(number: int) -> None:
     stop.ignore()
+    forget_locks()

@@ -3,12 +3,12 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kunet import distributed
 from kunet.distributed import Group
@@ -19,6 +19,7 @@ from kunet.runs import Run, save_weights, stop, track
 from kunet.tasks import Batch, Task
 from kunet.train import plan
 from kunet.train.feed import Examples, Step, feed, mix
+from kunet.train.memory import room
 from kunet.train.progress import Progress
 from kunet.train.state import State
 from kunet.train.validate import part, probe, validate
@@ -63,12 +64,13 @@ def train(
         with group.together():
             if group.first:
                 run.own(distributed.job())
+        training = None
         try:
             training = Training(recipe, run, group, model, task, Examples(photos, task, recipe.seed), held)
             training.go_on(stop_after or recipe.steps, asked, progress, tracking)
         except (ValueError, FloatingPointError, OSError):
             with suppress(OSError):  # the disk can be full
-                if group.first and run.owned():
+                if training and group.first and run.owned():  # else nothing was changed
                     run.write_status("failed", run.status()[1])
             raise
         finally:
@@ -88,7 +90,10 @@ class Training:
         self.probe = probe(held, task)
         self.held = len(held)
         self.score = float("nan")
+        norms = [module for module in self.state.model.modules() if isinstance(module, _BatchNorm)]
+        self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
         self._restore()
+        self.saved = self.state.done
         if recipe.recompute:
             recompute(self.state.model)  # after the copy that is averaged was made
 
@@ -123,9 +128,10 @@ class Training:
         network = None
         try:
             for step, batches in feed(self.examples, steps, group, recipe.micro_batch, recipe.workers):
-                if state.change_kans(recipe, step, self.examples, self.layout) or network is None:
-                    network = self._network(step[0], batches[0])
-                stopping = self._step(step, network, batches, asked)
+                with room(step[0], batches[0]):
+                    if state.change_kans(recipe, step, self.examples, self.layout) or network is None:
+                        network = self._network(batches[0])
+                    stopping = self._step(step, network, batches, asked)
                 counted += step[1].batch
                 bar.step()
                 if state.done % recipe.log_every == 0 or state.done == recipe.steps:
@@ -135,7 +141,8 @@ class Training:
                 if state.done % recipe.save_every == 0 or state.done == recipe.steps:
                     before = time.perf_counter()
                     self._validate()
-                    if not state.skipped or state.done == recipe.steps:  # else go on from before what went wrong
+                    # after steps without a finite gradient, rather go on from before them
+                    if not state.skipped or stopping or state.done in (last, recipe.steps):
                         self._save()
                     since += time.perf_counter() - before
                 elif stopping or state.done == last:
@@ -151,7 +158,7 @@ class Training:
             bar.close()
             self.tracker.close(code)
 
-    def _network(self, number: int, batch: Batch) -> nn.Module:
+    def _network(self, batch: Batch) -> nn.Module:
         """The model as it is trained: compiled (one graph a phase), its gradients averaged over the processes."""
         inner = torch.compile(self.state.model, dynamic=False) if self.recipe.compile else self.state.model
         network = self.group.wrap(inner)
@@ -159,7 +166,7 @@ class Training:
             # DDP groups its gradients anew after the first backward pass, and with them the order of its sums;
             # a pass that counts for nothing puts that behind, so a continued run sums as an unbroken one does
             buffers = [buffer.clone() for buffer in self.state.model.buffers()]
-            with _memory(number, batch), self._precision():
+            with self._precision():
                 loss = self.task.loss(network, batch.to(self.group.device, self.layout))
             (0 * loss).backward()
             self.state.optimizer.zero_grad()
@@ -175,11 +182,11 @@ class Training:
         number, phase, _ = step
         recipe, state, share = self.recipe, self.state, phase.batch // self.group.size
         torch.manual_seed(mix(recipe.seed, number, self.group.rank))  # dropout
-        total = 0.0
+        total, statistics = 0.0, [buffer.clone() for buffer in self.statistics]
         for i, batch in enumerate(batches):
             part = len(batch.input) / share
             hold = self.group.size > 1 and i < len(batches) - 1  # gradients add up here before they are averaged
-            with network.no_sync() if hold else nullcontext(), _memory(number, batch), self._precision():
+            with network.no_sync() if hold else nullcontext(), self._precision():
                 moved = batch.to(self.group.device, self.layout)
                 loss = self.task.loss(network, moved)
                 loss = loss + kan.penalty(state.model, recipe.control_l1, recipe.control_l2)
@@ -196,6 +203,8 @@ class Training:
             state.losses.append(loss)
             state.skipped = 0
         else:
+            for buffer, before in zip(self.statistics, statistics):  # which the pass forward has changed already
+                buffer.copy_(before)
             self._skip(number, loss, float(norm))
         state.optimizer.zero_grad()
         state.done = number + 1
@@ -229,6 +238,7 @@ class Training:
         """Score the averaged weights, each process its share of the held-out images; keep the best weights."""
         if self.probe is None:
             return
+        self.group.align([buffer for buffer in self.state.average.module.buffers() if self.statistics])
         self.score = validate(self.state.average.module, self.task, self.probe, self.group, self.layout)
         better = self.score > self.state.best[1]
         if better:
@@ -246,11 +256,12 @@ class Training:
             if self.group.first:
                 self.run.save(self.state.done, self.state.saved(), self.recipe.keep)
                 self.run.write_status("running", self.state.done)
+        self.saved = self.state.done
 
     def _pause(self, why: str) -> None:
         with self.group.together():  # what started the processes may end the rest when the first of them is gone
             if self.group.first:
-                self.run.write_status("paused", self.state.done)
+                self.run.write_status("paused", self.saved)
                 self.run.log(event="paused", at=self.state.done, why=why)
 
     def _finish(self) -> None:
@@ -281,18 +292,3 @@ class Training:
         restored = self.state.average.module(batch.input, batch.noise_level).float()
         self.state.average.module.train()
         self.tracker.images(self.state.done, batch.input, restored, batch.target)
-
-
-@contextmanager
-def _memory(step: int, batch: Batch) -> Iterator[None]:
-    """Raises: ValueError, with what to do, when the batch does not fit into memory."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
-            raise
-        count, side = len(batch.input), batch.input.shape[-1]
-        raise ValueError(
-            f"step {step}: {count} crops of {side} x {side} do not fit into memory at once; go on with --micro-batch"
-            f" {max(1, count // 2)} (the same training in smaller pieces) or --recompute true"
-        ) from None

@@ -72,5 +72,7 @@ class State:
         for event in prunings:
             batch = examples.batch(keys(step)).to(next(self.model.parameters()).device, layout)
             look = lambda batch=batch: self.model(batch.input, batch.noise_level)
+            self.model.eval()  # dropout would draw other numbers on each process, and after each start
             kan.mask_weakest(self.model, self.average.module, event.share, look)
+            self.model.train()
         return bool(extensions or prunings)
