@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -142,14 +143,20 @@ def join(device: str = "cpu", timeout: float = 600) -> Iterator[Group]:
 
 
 def _meet(here: Place, backend: str, timeout: float) -> None:
-    # torchrun keeps the addresses of each attempt apart, but only for those who leave rank and size to it
-    how, where = {}, f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    if "RANK" not in os.environ:  # srun: the step is launched from the node that rank 0 runs on
+    limit, how = timedelta(seconds=timeout), {"rank": here.rank, "world_size": here.size}
+    if "RANK" in os.environ:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    else:  # srun: the step is launched from the node that rank 0 runs on
         host = os.environ.get("MASTER_ADDR") or os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
         where = f"{host}:{os.environ.get('MASTER_PORT') or _port()}"
-        how = {"init_method": f"tcp://{where}", "rank": here.rank, "world_size": here.size}
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **how)
+        if "TORCHELASTIC_RESTART_COUNT" in os.environ:
+            # torchrun keeps one store over all its attempts, in which the addresses of killed processes stay
+            store, *_ = next(rendezvous("env://", timeout=limit))
+            how["store"] = dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        else:
+            how["init_method"] = f"tcp://{where}"
+        dist.init_process_group(backend, timeout=limit, **how)
     except (RuntimeError, ValueError) as error:
         raise LostProcess(
             f"process {here.rank} of {here.size}: did not meet the others at {where} ({_first_line(error)}); look"

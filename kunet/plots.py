@@ -17,6 +17,8 @@ from kunet.kan import KANConv2d, KANLinear
 from kunet.kan.layer import KANLayer
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MEASURES = {"psnr": "PSNR (dB)", "dice": "Dice (0 to 1)", "lr": "learning rate", "crops_per_s": "crops a second"}
+"""Names in a run's log, with units."""
 
 
 def style() -> None:
@@ -179,10 +181,6 @@ def footprint(influence: Float[Tensor, "H W"], ax: Axes | None = None, title: st
     ax.set(title=title, xlabel="column (pixels)", ylabel="row (pixels)")
     ax.grid(False)
     return ax
-
-
-MEASURES = {"psnr": "PSNR (dB)", "dice": "Dice (0 to 1)", "lr": "learning rate", "crops_per_s": "crops a second"}
-"""Names in a run's log, with units."""
 
 
 def curves(
