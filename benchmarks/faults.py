@@ -291,8 +291,8 @@ def main() -> None:
     parser.add_argument("--kinds", type=int, nargs="+", help="only these, by number; the others of --out stay")
     args = parser.parse_args()
     names = list(FAULTS)
-    before = json.loads(args.out.read_text())["kinds"] if args.kinds and args.out.exists() else {}
     measured = measure([names[i] for i in args.kinds or range(len(names))], args.share, args.seed)
+    before = json.loads(args.out.read_text())["kinds"] if args.kinds and args.out.exists() else {}
     rows = {name: row for name in names if (row := measured.get(name) or before.get(name))}
     total = {key: sum(row.get(key, 0) for row in rows.values()) for key in ("faults", "lost_runs", "silently_wrong")}
     results = provenance("python benchmarks/faults.py") | {
