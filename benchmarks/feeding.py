@@ -109,7 +109,7 @@ def measure(repeats: int) -> dict[str, dict]:
     return {
         name: {
             "crops_per_s": digits(statistics.median(all_[1:])),  # the first turn warms up
-            "quartiles": [digits(q) for q in statistics.quantiles(all_[1:], n=4)[::2]],
+            "quartiles": [digits(q) for q in statistics.quantiles(all_[1:], n=4, method="inclusive")[::2]],
         }
         for name, all_ in rates.items()
     }
