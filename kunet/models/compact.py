@@ -53,6 +53,8 @@ class CompactKUnet(nn.Module):
         dense_levels: how many levels, from the top, use dense convolutions.
         token_depth, heads, window: TokenBlocks, of widths[-1] channels, at half the deepest size.
         grid_size, degree, grid_range: of each KANLinear.
+        ends: tell the network of every value whether it lies at an end of the range or beyond, where an 8-bit file
+            has clipped it: one more channel each, 1 from white on, -1 from black down, else 0.
     """
 
     classes = None  # it restores
@@ -71,6 +73,7 @@ class CompactKUnet(nn.Module):
         grid_size: int = 5,
         degree: int = 3,
         grid_range: tuple[float, float] = (-2.5, 2.5),
+        ends: bool = False,
     ):
         super().__init__()
         if len(widths) != len(depths) or not widths:
@@ -80,14 +83,14 @@ class CompactKUnet(nn.Module):
                 f"CompactKUnet: stem {stem}, window {window}, widths {widths}, depths {depths}; all must be 1 or more"
                 " (a depth may be 0)"
             )
-        self.stem, self.multiple = stem, stem * 2 ** len(widths)
+        self.stem, self.multiple, self.ends = stem, stem * 2 ** len(widths), ends
 
         def stage(level: int) -> nn.Sequential:
             blocks = (ResidualBlock(widths[level], separable=level >= dense_levels) for _ in range(depths[level]))
             return nn.Sequential(*blocks)
 
         pairs = list(pairwise(widths))
-        self.head = nn.Conv2d(channels * stem**2 + 1, widths[0], 3, padding=1)
+        self.head = nn.Conv2d((1 + ends) * channels * stem**2 + 1, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(stage(level) for level in range(len(widths)))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairs)
         dim = widths[-1]
@@ -103,7 +106,8 @@ class CompactKUnet(nn.Module):
     def forward(self, noisy: Float[Tensor, "B C H W"], noise_level=0.0) -> Float[Tensor, "B C H W"]:
         height, width = noisy.shape[-2:]
         x = F.pixel_unshuffle(pad_to_multiple(noisy, self.multiple), self.stem)
-        x = torch.cat([x, noise_map(noise_level, noisy, self.multiple, self.stem)], 1)
+        told = [x, noise_map(noise_level, noisy, self.multiple, self.stem)]
+        x = torch.cat([*told, (x >= 1).to(x) - (x <= 0).to(x)] if self.ends else told, 1)
         x = top = self.head(x)
         kept = []
         for i, stage in enumerate(self.encoder):

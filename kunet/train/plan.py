@@ -10,6 +10,8 @@ from torch import nn
 
 from kunet import models, tasks
 from kunet.kan import training as kan
+from kunet.models.compact import CompactKUnet
+from kunet.models.grow import grow
 from kunet.recipes import Phase, Recipe
 from kunet.runs import load_weights
 from kunet.weights import find
@@ -36,9 +38,13 @@ def build(recipe: Recipe) -> tuple[nn.Module, Any]:
             f"recipe {recipe.name!r}: {recipe.model} has no KAN layer; leave out extend, prune, control_l1, control_l2"
         )
     if recipe.start:
+        start = load_weights(find(recipe.start))[0]
         try:
-            model.load_state_dict(load_weights(find(recipe.start))[0].state_dict())
-        except RuntimeError as error:
+            if isinstance(model, CompactKUnet) and isinstance(start, CompactKUnet):
+                grow(model, start)
+            else:
+                model.load_state_dict(start.state_dict())
+        except (RuntimeError, ValueError) as error:
             what = " ".join(str(error).split())[:160]
             raise ValueError(f"recipe {recipe.name!r}: start {recipe.start} holds another model ({what})") from None
     return model, task
