@@ -14,7 +14,7 @@ help:
 	@echo "make test   run the test suite"
 	@echo "make lab    open the notebooks in JupyterLab"
 	@echo "make lint   check style and that notebooks carry no outputs"
-	@echo "make bench CBSD68=folder KODAK24=folder   measure the weights beside CBM3D"
+	@echo "make bench CBSD68=folder KODAK24=folder   measure the weights beside other denoisers"
 	@echo "make clean  delete what these made (the .venv too)"
 
 $(READY): pyproject.toml constraints.txt
@@ -28,7 +28,8 @@ book: $(READY)
 	@$(BIN)/python book/build.py
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	@$(BIN)/python -m pytest -m alone
 
 lab: $(READY)
 	@$(BIN)/jupyter lab notebooks

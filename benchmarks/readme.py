@@ -5,17 +5,30 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SETS, PEERS = {"cbsd68": "CBSD68", "kodak24": "Kodak24"}, {"ffdnet": "FFDNet", "cbm3d": "CBM3D"}
+
+
+def ratio(value: float) -> str:
+    """A time in FFDNet's, with as many digits as are worth reading."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def table(results: dict) -> str:
-    """The table and its sentence, in Markdown."""
-    lines = [f"| σ = {results['sigma']:g} | PSNR (dB) | SSIM | seconds an image |", "|---|---|---|---|"]
-    for key, name in (("cbsd68", "CBSD68"), ("kodak24", "Kodak24")):
-        for who, label in (("ours", "`kunet_tiny`"), ("cbm3d", "CBM3D")):
-            row = results[key][who]
-            lines.append(f"| {name}, {label} | {row['psnr']:.2f} | {row['ssim']:.4f} | {row['seconds']:.3f} |")
-    photo = results["photo_2040x1356"]
-    lines += ["", f"A 2040×1356 photo takes {photo['seconds']} s and {photo['peak_mb']} MB ({results['machine']})."]
+    """The table and its sentences, in Markdown."""
+    sigmas = [f"{sigma:g}" for sigma in results["sigmas"]]
+    heads = [f"σ = {sigma}" for sigma in sigmas]
+    lines = [f"| PSNR (dB) | {' | '.join(heads)} | time / FFDNet's |", "|---" * (len(sigmas) + 2) + "|"]
+    labels = {name: f"`{name}`" for name in results["weights"]} | PEERS
+    for key, title in SETS.items():
+        for who, label in labels.items():
+            rows = results["sets"][key].get(who, {})
+            psnr = [f"{rows[sigma]['psnr']:.2f}" if sigma in rows else "–" for sigma in sigmas]
+            time = ratio(results["contenders"][who]["of_ffdnet_time"][key])
+            lines.append(f"| {title}, {label} | {' | '.join(psnr)} | {time} |")
+    photos = [
+        f"in {row['seconds']} s and {row['peak_mb']} MB by `{name}`" for name, row in results["photo_2040x1356"].items()
+    ]
+    lines += ["", f"A 2040×1356 photo is done {', '.join(photos)} ({results['machine']})."]
     return "\n".join(lines)
 
 

@@ -1,9 +1,14 @@
 """Put a finished run's weights and their card into the package.
 
-Usage: python benchmarks/release.py RUN_FOLDER book/results/denoise.json
+Usage: python benchmarks/release.py RUN_FOLDER [book/results/denoise.json]
+
+With the measurement, the weights go into the package. Without it, they go to RUN_FOLDER/released.safetensors in
+float16, which takes half the room (networks compute in float32 with them); it is then these that are measured, and
+released.
 
 The card joins what the run says of itself (recipe, steps, photos, validation curve) with what the
-benchmark measured; folders are named by their last part only.
+benchmark measured; folders are named by their last part only. Weights that another training started from
+have that one's card, without its measurements, under "before", and so on back to the first.
 """
 
 import hashlib
@@ -13,27 +18,56 @@ import sys
 from pathlib import Path
 
 import kunet.weights
+from kunet.runs import load_weights, save_weights
+
+PHOTOS = "238 photographs downscaled by 2 or more, and BSDS500 without the 68 images of CBSD68; no test image"
 
 
-def main() -> None:
-    run, results = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
-    card = json.loads((run / "weights.json").read_text())
-    if hashlib.sha256((run / "weights.safetensors").read_bytes()).hexdigest() != results["weights_sha256"]:
-        sys.exit(f"{sys.argv[2]} measured other weights than those in {run}: run the benchmark on them first")
-    card["recipe"]["data"] = [Path(source).name for source in card["recipe"]["data"]]
-    card["data"] = "238 photographs downscaled by 2 or more, and BSDS500 without the 68 images of CBSD68; no test image"
-    steps, phases = card["recipe"]["steps"], card["recipe"]["phases"]
+def tidy(card: dict) -> dict:
+    """A run's card as it is released: no paths, the megapixels seen, and the trainings before it."""
+    card = json.loads(json.dumps(card))
+    recipe = card["recipe"]
+    recipe["data"] = [Path(source).name for source in recipe["data"]]
+    steps, phases = recipe["steps"], recipe["phases"]
     card["megapixels"] = round(sum(steps * p["share"] * p["batch"] * p["patch"] ** 2 for p in phases) / 1e6)
-    card["measured"] = {
-        key: {"psnr": value["ours"]["psnr"], "psnr_u8": value["ours"]["psnr_u8"], "ssim": value["ours"]["ssim"]}
-        for key, value in results.items()
-        if isinstance(value, dict) and "ours" in value
-    } | {key: results[key] for key in ("command", "machine", "date", "sigma")}
-    target = Path(kunet.weights.__file__).with_name(f"{card['recipe']['name']}.safetensors")
-    shutil.copy(run / "weights.safetensors", target)
+    if start := recipe.get("start"):
+        path = kunet.weights.find(start)
+        recipe["start"] = start if start in kunet.weights.released() else path.resolve().parent.name
+        if (before := path.with_suffix(".json")).exists():
+            card["before"] = tidy(json.loads(before.read_text()))
+            card["before"].pop("measured", None)
+    return card
+
+
+def measured(results: dict, name: str) -> dict:
+    """Set -> sigma -> {psnr, psnr_u8, ssim} of weights, and how they were measured."""
+    keys = ("psnr", "psnr_u8", "ssim")
+    sets = {
+        key: {sigma: {k: row[k] for k in keys} for sigma, row in means[name].items()}
+        for key, means in results["sets"].items()
+    }
+    return sets | {key: results[key] for key in ("command", "machine", "date", "sigmas")}
+
+
+def main(words: list[str]) -> None:
+    run = Path(words[0])
+    card, packed = json.loads((run / "weights.json").read_text()), run / "released.safetensors"
+    recipe = card["recipe"]
+    if len(words) == 1:
+        model, _ = load_weights(run / "weights.safetensors")
+        save_weights(packed, model.half(), recipe["model"], recipe["model_args"], card)
+        print(packed)
+        return
+    results, name = json.loads(Path(words[1]).read_text()), recipe["name"]
+    packed = packed if packed.exists() else run / "weights.safetensors"
+    if hashlib.sha256(packed.read_bytes()).hexdigest() != results["weights"].get(name):
+        sys.exit(f"{words[1]} measured other weights than {packed}: run the benchmark on them first")
+    card = tidy(card) | {"data": PHOTOS, "measured": measured(results, name)}
+    target = Path(kunet.weights.__file__).with_name(f"{name}.safetensors")
+    shutil.copy(packed, target)
     target.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
     print(target)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -31,19 +31,28 @@ from kunet.train import build, train
 WORKERS, CALIBRATION = 2, 0.06  # trials at a time; share of the budget spent on timing steps
 
 
-def run_all(trials: dict[str, dict], folder: Path) -> dict[str, dict]:
+def text(trial: dict) -> str:
+    """A trial as its folder holds it."""
+    return json.dumps(trial, indent=1, sort_keys=True)
+
+
+def finished(trial: dict, place: Path) -> bool:
+    """Whether the result of just this trial lies in its folder."""
+    return (place / "result.json").exists() and (place / "trial.json").read_text() == text(trial)
+
+
+def run_all(trials: dict[str, dict], folder: Path, workers: int = WORKERS) -> dict[str, dict]:
     """name -> result of every trial {"recipe": ..., "seconds": ..., "test": [...]}; those that are done are read.
 
     A trial of a stated number of steps that was stopped goes on from its last checkpoint.
     """
-    workers = 1 if any(trial.get("device", "cpu") != "cpu" for trial in trials.values()) else WORKERS
+    workers = 1 if any(trial.get("device", "cpu") != "cpu" for trial in trials.values()) else workers
 
     def one(name: str) -> dict:
-        place = folder / name
+        place, done = folder / name, folder / name / "result.json"
         place.mkdir(parents=True, exist_ok=True)
-        asked, done = json.dumps(trials[name], indent=1, sort_keys=True), place / "result.json"
-        if not (done.exists() and (place / "trial.json").read_text() == asked):
-            (place / "trial.json").write_text(asked)
+        if not finished(trials[name], place):
+            (place / "trial.json").write_text(text(trials[name]))
             done.unlink(missing_ok=True)
             words = [sys.executable, __file__, str(place)]
             result = subprocess.run(words, capture_output=True, text=True)

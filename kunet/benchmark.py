@@ -73,12 +73,13 @@ def benchmark(denoiser: Denoiser, sizes: list[tuple[int, int]], repeats: int = 3
             denoiser(noisy, 50)
             if repeat:
                 seconds.append(round(time.perf_counter() - start, 4))
-        tile = denoiser.tile(width * height)
+        how, parts = denoiser.parts(height, width)
         rows.append(
             {
                 "width": width,
                 "height": height,
-                "tile": tile,
+                "how": how,
+                "parts": parts,
                 "seconds": seconds,
                 "peak_mb": round(peak_memory() / 1e6),
                 "added_mb": round((peak_memory() - before) / 1e6),

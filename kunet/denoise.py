@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,11 +12,21 @@ from torch import Tensor
 
 from kunet import folders
 from kunet.images import check_sigma, check_sigma_map, unit
+from kunet.noise import estimate_sigma
 from kunet.restore import Network, through
 from kunet.tasks import Denoise
 from kunet.weights import DEFAULT
 
 SUFFIX = "_denoised"
+AUTO = "auto"
+"""In place of a level: that of each image is estimated, see ``kunet.noise``."""
+
+
+def check_level(sigma: object) -> float | str:
+    """sigma itself, if it is AUTO or a number from 0 to 255 8-bit levels; else ValueError."""
+    if isinstance(sigma, str) and sigma != AUTO:
+        raise ValueError(f'sigma is {sigma!r}; it must be a number from 0 to 255, in 8-bit levels, or "{AUTO}"')
+    return AUTO if isinstance(sigma, str) else check_sigma(sigma)
 
 
 @dataclass(frozen=True)
@@ -32,29 +43,32 @@ class Denoiser(Network):
     blind: bool = False
 
     @classmethod
-    def load(cls, weights: str = DEFAULT, memory: float = 2e9, device: str = "cpu") -> "Denoiser":
+    def load(
+        cls, weights: str = DEFAULT, memory: float = 2e9, device: str = "cpu", precision: str = "fp32"
+    ) -> "Denoiser":
         """From released weights by name, or a .safetensors file by path. Raises: ValueError."""
-        network, args = cls.open(weights, memory, device, ("denoise",))
+        network, args = cls.open(weights, memory, device, precision, ("denoise",))
         sigma, blind = tuple(args.get("sigma", Denoise.sigma)), args.get("blind", Denoise.blind)
-        return cls(network.model, memory, device, sigma, blind)
+        return cls(network.model, memory, device, precision, sigma, blind)
 
     @torch.inference_mode()
     def __call__(
         self,
         noisy: Float[Tensor, "C H W"],
-        sigma: float | Float[Tensor, "h w"],
+        sigma: float | str | Float[Tensor, "h w"],
         progress: Callable[[], None] = lambda: None,
     ) -> Float[Tensor, "C H W"]:
         """The restored image in [0, 1]; noisy is RGB or gray (C = 3 or 1).
 
         Args:
-            sigma: in 8-bit levels: of the whole image, or of each pixel.
-        Raises: ValueError for levels outside 0..255, or a map of another size.
+            sigma: in 8-bit levels: of the whole image, or of each pixel; or "auto", the image's own estimate.
+        Raises: ValueError for levels outside 0..255, a map of another size, or an image too small for an estimate.
         """
-        level = unit(check_sigma_map(sigma, noisy) if isinstance(sigma, Tensor) else check_sigma(sigma))
         channels = len(noisy)
         if channels not in (1, 3):
             raise ValueError(f"denoise: an image of {channels} channels; give 1 (gray) or 3 (RGB)")
+        sigma = check_sigma_map(sigma, noisy) if isinstance(sigma, Tensor) else check_level(sigma)
+        level = unit(estimate_sigma(noisy) if sigma is AUTO else sigma)
         x = noisy.expand(3, -1, -1)
         gray = torch.equal(x[0], x[1]) and torch.equal(x[0], x[2])
         if gray:
@@ -74,7 +88,7 @@ class Denoiser(Network):
     def photo(
         self,
         image: Image.Image,
-        sigma: float | Float[Tensor, "h w"],
+        sigma: float | str | Float[Tensor, "h w"],
         progress: Callable[[], None] = lambda: None,
     ) -> Image.Image:
         """A Pillow image in, one of the same size, mode and metadata out (see ``kunet.restore.through``)."""
@@ -98,12 +112,32 @@ def as_colour(
 def denoise_paths(
     inputs: list[Path],
     output: Path | None,
-    sigma: float,
+    sigma: float | str,
     denoiser: Denoiser,
     force: bool = False,
     progress: bool = True,
+    told: Callable[[Path, float], None] = lambda source, sigma: None,
 ) -> list[str]:
-    """Denoise files and whole folders, as ``kunet.folders.run`` does; sigma in 8-bit levels."""
-    check_sigma(sigma)
-    photo = lambda image, step: denoiser.photo(image, sigma, step)
-    return folders.run(inputs, output, photo, denoiser.steps, SUFFIX, force, progress)
+    """Denoise files and whole folders, as ``kunet.folders.run`` does.
+
+    Args:
+        sigma: in 8-bit levels, or "auto": what is estimated of each photo, as it was read.
+        told: called with each photo's path and estimate, before the network works on it.
+    """
+    if check_level(sigma) is not AUTO:
+        photo = lambda image, step: denoiser.photo(image, sigma, step)
+        return folders.run(inputs, output, photo, denoiser.steps, SUFFIX, force, progress)
+
+    def estimated(source: Path, image: Image.Image, step: Callable[[], None]) -> Image.Image:
+        def restored(x: Tensor) -> Tensor:
+            level = estimate_sigma(x)
+            told(source, level)
+            return denoiser(x, level, step)
+
+        return through(image, restored)
+
+    failures = []
+    for source, target in folders.plan(inputs, output, force, SUFFIX):  # one by one, to know which photo it is
+        photo = partial(estimated, source)
+        failures += folders.run([source], target, photo, denoiser.steps, SUFFIX, force, progress)
+    return failures

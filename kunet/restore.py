@@ -1,4 +1,4 @@
-"""Networks on photos: whole or tiled, any size and mode, with alpha, depth and metadata kept; and what they find.
+"""Networks on photos: whole or in parts, any size and mode, with alpha, depth and metadata kept; and what they find.
 
 ``Network`` bounds the memory. ``Restorer`` mends photos (blur, rain, what pairs of photos taught it), ``Segmenter``
 says what they show; noise of a stated level has a room of its own, ``denoise``.
@@ -6,6 +6,7 @@ says what they show; noise of a stated level has a room of its own, ``denoise``.
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,6 +28,7 @@ GRID = 128
 """Tiles start on multiples of this, so that windows, patches and halvings of a network fall as in the whole image."""
 MARGIN = 1.45
 """Memory that libraries and allocators take on top of the tensors (the shipped model: 330 measured bytes a pixel)."""
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLOURS = ((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0))
 """Of classes in a mask, background first, then again from the second on (M. Okabe and K. Ito's palette)."""
 
@@ -38,41 +40,61 @@ class Network:
     Args:
         model: maps (x, noise level) to y, (B, C, H, W) in [0, 1] units.
         memory: working memory of the network to stay below, in bytes (the image itself, about 40 bytes a pixel,
-            comes on top); larger images are tiled.
+            comes on top); larger images are computed in parts.
         device: of torch.
+        precision: one of PRECISIONS; the halved ones compute convolutions and products in 16 bits.
+    Raises: ValueError for another precision.
     """
 
     model: nn.Module
     memory: float = 2e9
     device: str = "cpu"
+    precision: str = "fp32"
+
+    def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
 
     @classmethod
-    def open(cls, weights: str, memory: float, device: str, tasks: tuple[str, ...]) -> "tuple[Network, dict]":
+    def open(
+        cls, weights: str, memory: float, device: str, precision: str, tasks: tuple[str, ...]
+    ) -> "tuple[Network, dict]":
         """(network, arguments of its task) from weights by name or path. Raises: ValueError, also for another task."""
         model, card = load_weights(find(weights))
         task, args = _task(card)
         if task not in tasks:
             verb = task if task in ("denoise", "segment") else "restore"
             raise ValueError(f"{weights}: was trained for the task {task}; use kunet {verb}")
-        return cls(model.to(device, memory_format=torch.channels_last), memory, device), args
+        return cls(model.to(device, memory_format=torch.channels_last), memory, device, precision), args
 
     @cached_property
     def bytes_per_pixel(self) -> float:
         """Working memory a pixel, from the tensors that live at once in a pass of 256 x 256 pixels."""
         x = torch.zeros(1, 3, 256, 256, device=self.device).contiguous(memory_format=torch.channels_last)
-        return MARGIN * live_bytes(lambda: self.model(x, 0.1)) / 256**2
+        return MARGIN * live_bytes(lambda: self._apply(x, 0.1)) / 256**2
 
-    def tile(self, pixels: int) -> int | None:
-        """Side of the tiles for an image of that many pixels, or None when it fits the memory whole."""
+    def parts(self, height: int, width: int) -> tuple[str, int]:
+        """How an image of this size is computed, and in how many parts.
+
+        "whole" where it fits the memory; "boxes", to the same result, where the model can be ``staged``; "tiles",
+        which are blended where they meet, else.
+        """
+        pixels = height * width
         if pixels <= 256**2 or pixels * self.bytes_per_pixel <= self.memory:
-            return None
+            return "whole", 1
+        if hasattr(self.model, "staged") and (boxes := self.model.boxes(height, width, self._most(pixels))):
+            return "boxes", 2 * len(boxes)
+        return "tiles", tile_count(height, width, self.tile, OVERLAP)
+
+    @property
+    def tile(self) -> int:
+        """Side of the tiles that the memory holds."""
         side = int((self.memory / self.bytes_per_pixel) ** 0.5) // GRID * GRID
         return max(side, 2 * OVERLAP + GRID)
 
     def steps(self, height: int, width: int) -> int:
         """How often ``progress`` is called for an image of this size."""
-        tile = self.tile(height * width)
-        return 1 if tile is None else tile_count(height, width, tile, OVERLAP)
+        return self.parts(height, width)[1]
 
     @torch.inference_mode()
     def run(
@@ -81,27 +103,44 @@ class Network:
         level: float | Float[Tensor, "H W"] = 0.0,
         progress: Callable[[], None] = lambda: None,
     ) -> Float[Tensor, "O H W"]:
-        """The model's own output for one image, whole or tiled; level is sigma / 255, of all pixels or of each."""
-        layout = lambda piece: piece.contiguous(memory_format=torch.channels_last)
-        apply, tile = lambda piece: self.model(layout(piece), level), self.tile(x.shape[1] * x.shape[2])
-        if isinstance(level, Tensor):  # as one more channel, which is cut into tiles with the others
-            x = torch.cat([x, level[None]])
-            apply = lambda piece: self.model(layout(piece[:, :-1]), piece[:, -1:])
+        """The model's own output for one image, in float32; level is sigma / 255, of all pixels or of each."""
+        (height, width), varies = x.shape[1:], isinstance(level, Tensor)
         x = x[None].to(self.device)
-        if tile is not None:
-            return tiled(apply, x, tile, OVERLAP, progress)[0].cpu()
-        y = apply(x)
+        level = level[None, None].to(self.device) if varies else level
+        how, _ = self.parts(height, width)
+        if how == "tiles":
+            apply = lambda piece: self._apply(piece, level)
+            if varies:  # as one more channel, which is cut into tiles with the others
+                x = torch.cat([x, level], 1)
+                apply = lambda piece: self._apply(piece[:, :-1], piece[:, -1:])
+            return tiled(apply, x, self.tile, OVERLAP, progress)[0].cpu()
+        if how == "boxes":
+            with self._precision():
+                return self.model.staged(x, level, self._most(height * width), progress)[0].float().cpu()
+        y = self._apply(x, level)
         progress()
         return y[0].cpu()
+
+    def _apply(self, x: Float[Tensor, "B C H W"], level: float | Tensor) -> Float[Tensor, "B O H W"]:
+        with self._precision():
+            return self.model(x.contiguous(memory_format=torch.channels_last), level).float()
+
+    def _precision(self):
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device, dtype) if dtype else nullcontext()
+
+    def _most(self, pixels: int) -> float:
+        """Pixels of a box that the memory holds beside what the model holds of an image of so many."""
+        return (self.memory - pixels * self.model.held) / self.bytes_per_pixel
 
 
 class Restorer(Network):
     """Photos mended by a network that needs to be told nothing: of blur, rain, or noise of any level."""
 
     @classmethod
-    def load(cls, weights: str, memory: float = 2e9, device: str = "cpu") -> "Restorer":
+    def load(cls, weights: str, memory: float = 2e9, device: str = "cpu", precision: str = "fp32") -> "Restorer":
         """From a .safetensors file. Raises: ValueError, also for weights of segmentation or of a stated noise."""
-        network, args = cls.open(weights, memory, device, ("deblur", "derain", "pairs", "denoise"))
+        network, args = cls.open(weights, memory, device, precision, ("deblur", "derain", "pairs", "denoise"))
         if task_of(weights)[0] == "denoise" and not args.get("blind", Denoise.blind):
             raise ValueError(f"{weights}: must be told the noise; use kunet denoise --sigma")
         return network
@@ -133,10 +172,10 @@ class Segmenter(Network):
     size: int | None = None
 
     @classmethod
-    def load(cls, weights: str, memory: float = 2e9, device: str = "cpu") -> "Segmenter":
+    def load(cls, weights: str, memory: float = 2e9, device: str = "cpu", precision: str = "fp32") -> "Segmenter":
         """From a .safetensors file. Raises: ValueError, also for weights of another task."""
-        network, args = cls.open(weights, memory, device, ("segment",))
-        return cls(network.model, memory, device, args.get("size", Segment.size))
+        network, args = cls.open(weights, memory, device, precision, ("segment",))
+        return cls(network.model, memory, device, precision, args.get("size", Segment.size))
 
     def steps(self, height: int, width: int) -> int:
         return super().steps(self.size or height, self.size or width)

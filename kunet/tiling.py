@@ -1,6 +1,10 @@
-"""Images of any size through any callable: overlapping tiles, blended where they meet."""
+"""Images in parts: overlapping tiles through any callable, blended where they meet; boxes with margins, for networks
+that know how far they look, and give the whole image's result exactly."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise, product
 
 import torch
 from jaxtyping import Float
@@ -40,6 +44,50 @@ def tiled(
             out[..., top:bottom, left:right] += piece * rows[:, None] * columns
             progress()
     return out
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of a map, [top, bottom) x [left, right), in units of so many pixels."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def of(self, x: Tensor, unit: int) -> Tensor:
+        """This part of a map (..., H, W), a view; ``unit`` is in pixels of that map."""
+        return x[..., self.top * unit : self.bottom * unit, self.left * unit : self.right * unit]
+
+    def grown(self, margin: int, size: tuple[int, int]) -> "Box":
+        """With a margin on all sides, as far as the map of (height, width) goes."""
+        height, width = size
+        return Box(
+            max(self.top - margin, 0),
+            min(self.bottom + margin, height),
+            max(self.left - margin, 0),
+            min(self.right + margin, width),
+        )
+
+    def inside(self, other: "Box") -> "Box":
+        """The same part, as seen from the corner of a box that contains it."""
+        return Box(self.top - other.top, self.bottom - other.top, self.left - other.left, self.right - other.left)
+
+
+def boxes(size: tuple[int, int], most: float, margin: int) -> list[Box]:
+    """A map of (height, width) in boxes that, grown by a margin, have an area of at most ``most``.
+
+    Of all grids of equal boxes the one that computes least; none when no grid's boxes are at least as wide and as high
+    as their margin, or the map itself.
+    """
+    grids = product(*(range(1, max(1, side // margin) + 1) for side in size))
+    largest = lambda side, parts: -(-side // parts) + margin * min(parts - 1, 2)  # the outer ones have one margin less
+    fitting = [grid for grid in grids if math.prod(map(largest, size, grid)) <= most]
+    if not fitting:
+        return []
+    best = min(fitting, key=lambda grid: math.prod(side + 2 * margin * (n - 1) for side, n in zip(size, grid)))
+    rows, columns = ([round(i * side / n) for i in range(n + 1)] for side, n in zip(size, best))
+    return [Box(*vertical, *horizontal) for vertical, horizontal in product(pairwise(rows), pairwise(columns))]
 
 
 class _Live(TorchDispatchMode):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cluster import start_cluster  # noqa: F401  (a fixture, of a SLURM)
 from PIL import Image
 
@@ -17,6 +18,21 @@ from kunet.data import bundled
 
 os.environ.setdefault("WANDB_MODE", "disabled")  # its start takes seconds; tests/test_track.py asks for it
 ROOT = Path(__file__).resolve().parent.parent
+ALONE = (
+    "test_bench_cost test_bench_feeding test_bench_large test_bench_scaling test_book test_cluster_runs test_launch"
+    " test_notebook test_slurm_local test_sweep test_track test_train_many"
+).split()
+"""Modules of tests that time something, use both cores or start processes of their own: not beside others."""
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # two tests at a time: a core for each
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.module.__name__ in ALONE:
+            item.add_marker("alone")
 
 
 @dataclass

@@ -187,7 +187,7 @@ def test_a_change_in_the_package_reruns_what_depends_on_it(tmp_path, monkeypatch
 def test_facts_are_read_from_the_results():
     facts = build.facts()
     results = json.loads((ROOT / "book" / "results" / "denoise.json").read_text())
-    assert facts["denoise_cbsd68_ours_psnr"] == str(results["cbsd68"]["ours"]["psnr"])
+    assert facts["denoise_sets_cbsd68_kunet_tiny_50_psnr"] == str(results["sets"]["cbsd68"]["kunet_tiny"]["50"]["psnr"])
     each = json.loads((ROOT / "book" / "results" / "compare.json").read_text())["models"]["unet"]["train_seconds"]
     assert facts["compare_models_unet_train_seconds"] == ", ".join(map(str, each))
     for page in (ROOT / "book").glob("*.md"):

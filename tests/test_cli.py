@@ -155,4 +155,4 @@ def test_the_shipped_card():
     card = json.loads(path.with_suffix(".json").read_text())
     assert card["recipe"]["name"] == DEFAULT and card["recipe"]["steps"] > 0
     assert "no test image" in card["data"]
-    assert card["measured"]["sigma"] == 50
+    assert card["measured"]["sigmas"] == [15, 25, 50]

@@ -9,13 +9,13 @@ import pytest
 from conftest import ROOT
 
 FLOORS = {
-    **dict.fromkeys(["splines", "blocks", "attention", "images", "metrics", "tiling", "distributed"], 0),
-    **dict.fromkeys(["kan", "data", "weights"], 1),
+    **dict.fromkeys(["splines", "blocks", "attention", "images", "metrics", "tiling", "distributed", "memory"], 0),
+    **dict.fromkeys(["kan", "data", "weights", "noise"], 1),
     **dict.fromkeys(["models", "tasks"], 2),
     **dict.fromkeys(["runs", "recipes", "folders"], 3),
     **dict.fromkeys(["train", "restore"], 4),
     **dict.fromkeys(["denoise"], 5),
-    **dict.fromkeys(["evaluate", "benchmark", "notebook", "sweep", "launch"], 6),
+    **dict.fromkeys(["evaluate", "benchmark", "notebook", "export", "sweep", "launch"], 6),
     "cli": 7,
 }
 GARDEN = {"plots": {"splines", "kan", "images"}, "widgets": {"splines"}}

@@ -54,7 +54,7 @@ def test_live_bytes():
 
 def test_large_images_are_tiled_and_small_ones_are_not():
     network = Network(Chain(), memory=MARGIN * 36 * 400**2)
-    assert network.tile(400**2) is None and network.tile(500**2) == 3 * GRID
+    assert network.parts(400, 400) == ("whole", 1) and network.tile == 3 * GRID
     x = torch.rand(3, 500, 700)
     calls = []
     y = network.run(x, progress=lambda: calls.append(1))

@@ -2,9 +2,10 @@
 
 from kunet.attention.kernel_basis import KernelBasis, kernel_basis_attention
 from kunet.attention.knn import KNNAttention
-from kunet.attention.tokens import PatchTokens, SelfAttention, WindowAttention, to_map, to_tokens
+from kunet.attention.tokens import ChannelAttention, PatchTokens, SelfAttention, WindowAttention, to_map, to_tokens
 
 __all__ = [
+    "ChannelAttention",
     "KNNAttention",
     "KernelBasis",
     "PatchTokens",

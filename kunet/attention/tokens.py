@@ -86,6 +86,24 @@ class WindowAttention(SelfAttention):
         return y.transpose(2, 3).reshape(batch, height + down, width + right, dim)[:, :height, :width]
 
 
+class ChannelAttention(SelfAttention):
+    """Attention among the channels of a head, not the tokens: softmax(t q k^T) v, q and k of length 1 over the tokens.
+
+    (B, H, W, D) -> (B, H, W, D). Parameters as SelfAttention's, and t, one number a head.
+    Source: A. El-Nouby et al., "XCiT", arXiv 2106.09681, equation 3.
+    """
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__(dim, heads)
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+
+    def forward(self, x: Float[Tensor, "B H W D"]) -> Float[Tensor, "B H W D"]:
+        heads = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = heads.permute(2, 0, 3, 4, 1)  # each (B, heads, d, N)
+        weights = (self.temperature * F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT).softmax(-1)
+        return self.out((weights @ v).flatten(1, 2).mT).unflatten(1, x.shape[1:3])
+
+
 def _windows(x: Tensor, wh: int, ww: int) -> Tensor:
     """(B, H, W, D) -> (B nH nW, wh ww, D)."""
     x = x.unflatten(2, (-1, ww)).unflatten(1, (-1, wh))  # B nH wh nW ww D

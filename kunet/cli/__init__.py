@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from kunet import __version__, recipes
+from kunet import __version__, memory, recipes
 from kunet.cli import data, sweep, verbs
 from kunet.cli.verbs import fail
 from kunet.weights import DEFAULT
@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     if extra and args.run not in (verbs.train, sweep.sweep):
         parser.error(f"unknown argument {extra[0]!r}{recipes.nearest(extra[0], list(vars(args)))}")
     args.extra = extra
+    if argv is None and args.run in (verbs.denoise, verbs.restore, verbs.segment, verbs.evaluate, verbs.benchmark):
+        memory.reuse()  # a program of its own, not a guest in somebody's Python
     try:
         args.run(args)
     except (ValueError, FloatingPointError) as error:
@@ -67,8 +69,9 @@ def _parser() -> Parser:
         "denoise", verbs.denoise, "remove noise from photos", "Remove noise from photos, one by one or whole folders."
     )
     p.add_argument(
-        "--sigma", type=float, default=50, help="strength of the noise in 8-bit levels, 0 to 255 (default: 50)"
-    )
+        "--sigma", type=_level, default=50, help="strength of the noise in 8-bit levels, 0 to 255 (default: 50), or"
+        " auto: estimated for each photo, and said",
+    )  # fmt: skip
     _add_photos(p, "PHOTO_denoised.png")
     _add_model(p)
 
@@ -149,6 +152,14 @@ def _parser() -> Parser:
     _add_model(p)
 
     p = command(
+        "export", verbs.export, "write a network for other programs", "Write a network as ONNX or .pt2, for images of"
+        " any height and width, and check that the file gives the same images.",
+    )  # fmt: skip
+    p.add_argument("--weights", default=DEFAULT, help=f"released ones, or a .safetensors file (default: {DEFAULT})")
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="what to write, .onnx or .pt2")
+    p.add_argument("--force", action="store_true", help="overwrite a file that exists")
+
+    p = command(
         "notebook",
         verbs.notebook,
         "run a notebook as a job",
@@ -181,9 +192,24 @@ def _add_model(p: argparse.ArgumentParser, default: str | None = DEFAULT) -> Non
     else:
         p.add_argument("--weights", required=True, help="a .safetensors file, as kunet train writes it")
     p.add_argument(
-        "--memory", type=_gigabytes, default=2.0, metavar="GB", help="tile images that need more (default: 2)"
+        "--memory",
+        type=_gigabytes,
+        default=2.0,
+        metavar="GB",
+        help="for larger images, work in parts (default: 2)",
     )
     p.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    p.add_argument(
+        "--precision", default="fp32", help="fp32 (default), bf16 or fp16: 16 bits where the machine is fast at it"
+    )
+
+
+def _level(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        what = "give a number from 0 to 255, in 8-bit levels, or auto"
+        raise argparse.ArgumentTypeError(f"{text!r} is no noise level; {what}") from None
 
 
 def _seconds(text: str) -> float:

@@ -44,21 +44,33 @@ def _device(name: str) -> str:
 def _denoiser(args):
     from kunet.denoise import Denoiser
 
-    return Denoiser.load(args.weights, args.memory * 1e9, _device(args.device))
+    return Denoiser.load(args.weights, args.memory * 1e9, _device(args.device), args.precision)
 
 
 def denoise(args) -> None:
-    from kunet.denoise import SUFFIX, denoise_paths
-    from kunet.folders import plan
-    from kunet.images import check_sigma
+    from tqdm.auto import tqdm
 
-    check_sigma(args.sigma)
+    from kunet.denoise import AUTO, SUFFIX, check_level, denoise_paths
+    from kunet.folders import plan
+
+    check_level(args.sigma)
     plan(args.inputs, args.output, args.force, SUFFIX)  # a wrong request costs no loading of weights
     denoiser = _denoiser(args)
     low, high = denoiser.trained_sigma
-    if not low <= args.sigma <= high:
-        print(f"kunet denoise: note: {args.weights} was trained for sigma {low:g} to {high:g}", file=sys.stderr)
-    _report(denoise_paths(args.inputs, args.output, args.sigma, denoiser, args.force, not args.quiet), args)
+    say = lambda line: tqdm.write(line, file=sys.stderr)  # not through a bar
+    notes = [f"kunet denoise: note: {args.weights} was trained for sigma {low:g} to {high:g}"]  # said once
+
+    def check_trained(sigma: float) -> None:
+        if not low <= sigma <= high and notes:
+            say(notes.pop())
+
+    def told(source: Path, sigma: float) -> None:
+        say(f"{source}: sigma {sigma:.1f}")
+        check_trained(sigma)
+
+    if args.sigma != AUTO:
+        check_trained(args.sigma)
+    _report(denoise_paths(args.inputs, args.output, args.sigma, denoiser, args.force, not args.quiet, told), args)
 
 
 def restore(args) -> None:
@@ -78,7 +90,7 @@ def _photos(args, kind, suffix: str) -> None:
     from kunet import folders
 
     folders.plan(args.inputs, args.output, args.force, suffix)
-    network = kind.load(args.weights, args.memory * 1e9, _device(args.device))
+    network = kind.load(args.weights, args.memory * 1e9, _device(args.device), args.precision)
     photos = (args.inputs, args.output, network.photo, network.steps, suffix)
     _report(folders.run(*photos, args.force, not args.quiet), args)
 
@@ -155,7 +167,7 @@ def evaluate(args) -> None:
     if trained == "denoise":
         network = _denoiser(args)
     else:
-        network, _ = Network.open(args.weights, args.memory * 1e9, _device(args.device), (trained,))
+        network, _ = Network.open(args.weights, args.memory * 1e9, _device(args.device), args.precision, (trained,))
     run = (lambda x, level: network(x, args.sigma)) if told else network.run
     options, how = (args.seed, not args.quiet, protocol), f", {protocol} protocol" * (protocol != "literature")
     results = {}
@@ -198,12 +210,20 @@ def benchmark(args) -> None:
     print(timing.machine())
     for row in rows:
         median = sorted(row["seconds"])[len(row["seconds"]) // 2]
-        how = f"tiles of {row['tile']}" if row["tile"] else "whole"
+        how = f"in {row['parts']} {row['how']}" if row["parts"] > 1 else row["how"]
         print(
             f"{row['width']}x{row['height']}: {median:.3f} s ({min(row['seconds']):.3f} to {max(row['seconds']):.3f}),"
             f" {how}, peak memory {row['peak_mb']} MB (+{row['added_mb']})"
         )
     _write_json(args.json, timing.provenance() | {"weights": args.weights, "rows": rows})
+
+
+def export(args) -> None:
+    from kunet import export as exporting
+
+    found = exporting.export(args.weights, args.output, args.force)
+    size = args.output.stat().st_size / 1e6
+    print(f"{args.output}: {size:.1f} MB, at most {found:.1g} from {args.weights} at the sizes tried")
 
 
 def notebook(args) -> None:

@@ -3,6 +3,7 @@
 A trained edge is one function of one variable. Sampled, base and spline together, it needs no basis at run time.
 """
 
+import copy
 import ctypes
 
 import torch
@@ -165,6 +166,29 @@ class PolynomialKANLinear(nn.Module):
             y = y + self.bias
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.base_weight is None else y + F.linear(self.base(x), self.base_weight)
+
+
+def with_tables(model: nn.Module, samples: int = 8) -> nn.Module:
+    """A copy of a model in evaluation mode, each KANLinear in it a TableKANLinear over all of its knots; no gradients.
+
+    Inputs beyond a layer's outer knots, where its base alone is left, are held at the table's end. On kunet_tiny, where
+    a few channels do lie there, a photo's PSNR changes by less than 0.01 dB (tests/test_export.py).
+
+    Args:
+        model: trained; it may be a KANLinear itself. It is left as it is.
+        samples: intervals a grid cell, as TableKANLinear's.
+    Raises: ValueError for a model without a KANLinear, or samples < 1.
+    """
+    if not any(isinstance(module, KANLinear) for module in model.modules()):
+        raise ValueError(f"with_tables: {type(model).__name__} holds no KANLinear, so there is nothing to replace")
+    if isinstance(model, KANLinear):
+        return TableKANLinear(model, samples).eval()
+    model = copy.deepcopy(model)
+    tables = {layer: TableKANLinear(layer, samples) for layer in model.modules() if isinstance(layer, KANLinear)}
+    for name, layer in list(model.named_modules(remove_duplicate=False)):  # a shared layer has several names
+        if layer in tables:
+            model.set_submodule(name, tables[layer])
+    return model.eval()
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 Notebook: notebooks/09_kunet.ipynb.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -10,29 +11,75 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kunet.attention import PatchTokens, WindowAttention, to_map
+from kunet.attention import ChannelAttention, PatchTokens, WindowAttention, to_map
 from kunet.blocks import ResidualBlock, Up, noise_map, pad_to_multiple
 from kunet.kan import KANLinear
+from kunet.tiling import Box, boxes
+
+ATTENTIONS = ("window", "global", "channel", "conv", "none")
+PROJECTIONS = ("kan", "linear", "mlp")
+SKIPS = ("add", "concat", "none")
+
+
+class TokenConv(nn.Sequential):
+    """A 3x3 and a 1x1 convolution of the token map, ReLU between, with about as many parameters as attention has.
+
+    (B, H, W, D) -> (B, H, W, D). A control: what attention adds must be more than what these do.
+    """
+
+    def __init__(self, dim: int):
+        hidden = max(1, round((4 * dim**2 + 3 * dim) / (10 * dim + 1)))  # of 4 D^2 + 4 D
+        super().__init__(nn.Conv2d(dim, hidden, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(hidden, dim, 1))
+
+    def forward(self, x: Float[Tensor, "B H W D"]) -> Float[Tensor, "B H W D"]:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class TokenBlock(nn.Module):
     """Positions by a depthwise convolution, then pre-norm attention, then a pre-norm KANLinear, each added on.
 
     (B, D, H, W) -> (B, D, H, W). The LayerNorm before the KANLinear and its wide grid keep its
-    inputs where splines live: about 1% of unit normals lie outside +-2.5.
+    inputs where splines live: about 1% of unit normals lie outside +-2.5. The other choices of ``attention``,
+    ``projection``, ``basis`` and ``positions`` are for comparison; ``CompactKUnet`` explains them.
     Source: positions as in X. Chu et al., "Conditional Positional Encodings", arXiv 2102.10882.
     """
 
-    def __init__(self, dim: int, heads: int, window: int, grid_size: int, degree: int, grid_range: tuple[float, float]):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int,
+        grid_size: int,
+        degree: int,
+        grid_range: tuple[float, float],
+        attention: str = "window",
+        projection: str = "kan",
+        mlp_width: int = 256,
+        basis: str = "bspline",
+        positions: bool = True,
+    ):
         super().__init__()
-        self.position = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = WindowAttention(dim, heads, window)
-        self.kan = KANLinear(dim, dim, grid_size, degree, grid_range)
+        self.position = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if positions else None
+        self.norm1 = nn.LayerNorm(dim) if attention != "none" else None
+        self.norm2 = nn.LayerNorm(dim)
+        self.attention = None
+        if attention in ("window", "global"):  # a map smaller than its window is one window
+            self.attention = WindowAttention(dim, heads, window if attention == "window" else 1 << 30)
+        elif attention != "none":
+            self.attention = ChannelAttention(dim, heads) if attention == "channel" else TokenConv(dim)
+        if projection == "kan":
+            self.kan = KANLinear(dim, dim, grid_size, degree, grid_range, basis=basis)
+        elif projection == "linear":  # under the name that the weights have, whatever it is
+            self.kan = nn.Linear(dim, dim)
+        else:
+            self.kan = nn.Sequential(nn.Linear(dim, mlp_width), nn.SiLU(), nn.Linear(mlp_width, dim))
 
     def forward(self, x: Float[Tensor, "B D H W"]) -> Float[Tensor, "B D H W"]:
-        x = (x + self.position(x)).permute(0, 2, 3, 1)
-        x = x + self.attention(self.norm1(x))
+        if self.position is not None:
+            x = x + self.position(x)
+        x = x.permute(0, 2, 3, 1)
+        if self.attention is not None:
+            x = x + self.attention(self.norm1(x))
         x = x + self.kan(self.norm2(x))
         return x.permute(0, 3, 1, 2)
 
@@ -55,6 +102,18 @@ class CompactKUnet(nn.Module):
         grid_size, degree, grid_range: of each KANLinear.
         ends: tell the network of every value whether it lies at an end of the range or beyond, where an 8-bit file
             has clipped it: one more channel each, 1 from white on, -1 from black down, else 0.
+
+    What follows takes the network apart, to measure what a part is worth; the defaults are the released one:
+        tokens: False leaves out the whole token branch. With token_depth 0 patches still become tokens and come back.
+        attention: "window"; "global", among all tokens; "channel", among channels; "conv", a convolution of the token
+            map with about as many parameters in its place; or "none".
+        projection: "kan"; "linear", one layer; or "mlp", two with ``mlp_width`` SiLU units between.
+        basis: of each KANLinear, see ``kunet.kan.bases``.
+        positions: the depthwise convolution of each token block.
+        token_residual: the branch is added to the lowest map; else it replaces it.
+        skips: "add"; "concat", then a 1x1 convolution; or "none", from the head to the tail neither.
+        residual: add the image, so that the noise is predicted; else the image is.
+    Raises: ValueError for sizes that do not fit together or an unknown choice.
     """
 
     classes = None  # it restores
@@ -74,6 +133,15 @@ class CompactKUnet(nn.Module):
         degree: int = 3,
         grid_range: tuple[float, float] = (-2.5, 2.5),
         ends: bool = False,
+        tokens: bool = True,
+        attention: str = "window",
+        projection: str = "kan",
+        mlp_width: int = 256,
+        basis: str = "bspline",
+        positions: bool = True,
+        token_residual: bool = True,
+        skips: str = "add",
+        residual: bool = True,
     ):
         super().__init__()
         if len(widths) != len(depths) or not widths:
@@ -83,39 +151,142 @@ class CompactKUnet(nn.Module):
                 f"CompactKUnet: stem {stem}, window {window}, widths {widths}, depths {depths}; all must be 1 or more"
                 " (a depth may be 0)"
             )
+        for name, came, allowed in (
+            ("attention", attention, ATTENTIONS), ("projection", projection, PROJECTIONS), ("skips", skips, SKIPS)
+        ):  # fmt: skip
+            if came not in allowed:
+                raise ValueError(f"CompactKUnet: {name} is {came!r}; it must be one of {', '.join(allowed)}")
+        if mlp_width < 1:
+            raise ValueError(f"CompactKUnet: mlp_width is {mlp_width}; it must be 1 or more")
         self.stem, self.multiple, self.ends = stem, stem * 2 ** len(widths), ends
+        self.skips, self.residual, self.token_residual = skips, residual, token_residual
+        concat = skips == "concat"
 
-        def stage(level: int) -> nn.Sequential:
-            blocks = (ResidualBlock(widths[level], separable=level >= dense_levels) for _ in range(depths[level]))
-            return nn.Sequential(*blocks)
+        def stage(level: int, joins: bool = False) -> nn.Sequential:
+            width = widths[level]
+            join = [nn.Conv2d(2 * width, width, 1)] if joins else []
+            blocks = (ResidualBlock(width, separable=level >= dense_levels) for _ in range(depths[level]))
+            return nn.Sequential(*join, *blocks)
 
         pairs = list(pairwise(widths))
         self.head = nn.Conv2d((1 + ends) * channels * stem**2 + 1, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(stage(level) for level in range(len(widths)))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairs)
-        dim = widths[-1]
-        self.tokenizer = PatchTokens(dim, dim, patch=2)
-        self.tokens = nn.Sequential(
-            *(TokenBlock(dim, heads, window, grid_size, degree, grid_range) for _ in range(token_depth))
-        )
-        self.unpatchify = Up(dim, dim)
-        self.decoder = nn.ModuleList(stage(level) for level in reversed(range(len(widths))))
+        self.dim = dim = widths[-1]
+        self.tokens = None
+        if tokens:
+            kan = grid_size, degree, grid_range
+            block = lambda: TokenBlock(dim, heads, window, *kan, attention, projection, mlp_width, basis, positions)
+            self.tokenizer = PatchTokens(dim, dim, patch=2)
+            self.tokens = nn.Sequential(*(block() for _ in range(token_depth)))
+            self.unpatchify = Up(dim, dim)
+        levels = range(len(widths))
+        self.decoder = nn.ModuleList(stage(level, concat and level < levels[-1]) for level in reversed(levels))
         self.up = nn.ModuleList(Up(b, a) for a, b in reversed(pairs))
-        self.tail = nn.Conv2d(widths[0], channels * stem**2, 3, padding=1)
+        self.tail = nn.Conv2d((1 + concat) * widths[0], channels * stem**2, 3, padding=1)
 
     def forward(self, noisy: Float[Tensor, "B C H W"], noise_level=0.0) -> Float[Tensor, "B C H W"]:
         height, width = noisy.shape[-2:]
-        x = F.pixel_unshuffle(pad_to_multiple(noisy, self.multiple), self.stem)
-        told = [x, noise_map(noise_level, noisy, self.multiple, self.stem)]
-        x = torch.cat([*told, (x >= 1).to(x) - (x <= 0).to(x)] if self.ends else told, 1)
-        x = top = self.head(x)
+        padded = pad_to_multiple(noisy, self.multiple)
+        top, kept = self._down(padded, noise_map(noise_level, noisy, self.multiple, self.stem))
+        y = self._up(self._middle(kept[-1]), kept[:-1], top)[..., :height, :width]
+        return noisy + y if self.residual else y
+
+    @property
+    def reach(self) -> int:
+        """How far, in units of ``multiple`` pixels, the way down looks around a pixel, and the way up again."""
+        blocks = sum(2 * len(stage) * 2**level for level, stage in enumerate(self.encoder))
+        return -(-self.stem * (1 + blocks) // self.multiple)  # the 1: head and tail
+
+    @property
+    def held(self) -> float:
+        """Bytes a pixel, of float32, that ``staged`` holds on to between its boxes: the lowest maps, in and out."""
+        return 3 * 4 * self.dim * (2 / self.multiple) ** 2
+
+    def staged(
+        self,
+        noisy: Float[Tensor, "B C H W"],
+        noise_level,
+        most: float,
+        progress: Callable[[], None] = lambda: None,
+    ) -> Float[Tensor, "B C H W"]:
+        """The same image as ``forward`` in less memory: down in boxes, the tokens as a whole, up in boxes.
+
+        Each box is computed with as wide a margin as its convolutions look; the tokens, whose windows look far, are
+        few enough to be computed together. The way up computes the way down again, rather than hold its maps.
+
+        Args:
+            most: pixels of a box, margin included (for the way up; those of the way down are smaller).
+            progress: called after every box; twice ``len(self.boxes(H, W, most))`` times.
+        Raises: ValueError when ``most`` is too few for boxes that hold more than margin.
+        """
+        (height, width), unit = noisy.shape[-2:], self.multiple
+        boxes = self.boxes(height, width, most)
+        if not boxes:
+            raise ValueError(
+                f"CompactKUnet: boxes of {most:.3g} pixels cannot hold margins of {2 * self.reach * unit} pixels"
+            )
+        padded = pad_to_multiple(noisy, unit)
+        size = padded.shape[-2] // unit, padded.shape[-1] // unit
+        level = noise_map(noise_level, noisy, unit, self.stem)
+        down = lambda box: self._down(box.of(padded, unit), box.of(level, unit // self.stem))
+        low = middle = out = None
+        for box in boxes:
+            seen = box.grown(self.reach, size)
+            deep = box.inside(seen).of(down(seen)[1][-1], 2)
+            if low is None:
+                low = deep.new_empty(*deep.shape[:2], 2 * size[0], 2 * size[1])
+            box.of(low, 2).copy_(deep)
+            progress()
+        middle, low = self._middle(low), None
+        for box in boxes:
+            inner, seen = box.grown(self.reach, size), box.grown(2 * self.reach, size)
+            top, kept = down(seen)
+            cut = inner.inside(seen)
+            scale = unit // self.stem
+            kept = [cut.of(x, scale >> i) for i, x in enumerate(kept[:-1])]
+            change = box.inside(inner).of(self._up(inner.of(middle, 2), kept, cut.of(top, scale)), unit)
+            if out is None:
+                out = change.new_empty(*change.shape[:2], *padded.shape[-2:])
+            box.of(out, unit).copy_(change)
+            progress()
+        out = out[..., :height, :width]
+        return out.add_(noisy) if self.residual else out
+
+    def boxes(self, height: int, width: int, most: float) -> list[Box]:
+        """The boxes of ``staged``, in units of ``multiple`` pixels; none where margins would fill most of them."""
+        size = -(-height // self.multiple), -(-width // self.multiple)
+        return boxes(size, most / self.multiple**2, 2 * self.reach)
+
+    def _down(self, image: Float[Tensor, "B C H W"], level: Float[Tensor, "B 1 h w"]) -> tuple[Tensor, list[Tensor]]:
+        """(the head's map, each level's map) of an image whose sides are multiples."""
+        x = F.pixel_unshuffle(image, self.stem)
+        told = [x, level]
+        if self.ends:
+            told.append((x >= 1).to(x) - (x <= 0).to(x))
+        x = top = self.head(torch.cat(told, 1))
         kept = []
         for i, stage in enumerate(self.encoder):
             x = stage(self.down[i - 1](x) if i else x)
             kept.append(x)
+        return top, kept
+
+    def _middle(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
+        """The lowest map with what the tokens add."""
+        if self.tokens is None:
+            return x
         tokens = to_map(self.tokenizer(x), (x.shape[-2] // 2, x.shape[-1] // 2))
-        x = x + self.unpatchify(self.tokens(tokens))
+        y = self.unpatchify(self.tokens(tokens))
+        return x + y if self.token_residual else y
+
+    def _up(self, x: Float[Tensor, "B D h w"], kept: list[Tensor], top: Tensor) -> Float[Tensor, "B C H W"]:
+        """What to add to the image, or the image."""
         for i, stage in enumerate(self.decoder):
-            x = stage(self.up[i - 1](x) + kept[-1 - i] if i else x)
-        x = F.pixel_shuffle(self.tail(x + top), self.stem)
-        return noisy + x[..., :height, :width]
+            x = stage(self._joined(self.up[i - 1](x), kept[-i]) if i else x)
+        return F.pixel_shuffle(self.tail(self._joined(x, top)), self.stem)
+
+    def _joined(self, x: Float[Tensor, "B C h w"], kept: Float[Tensor, "B C h w"]) -> Float[Tensor, "B E h w"]:
+        """A map on its way up with the one of its size on the way down."""
+        if self.skips == "concat":
+            return torch.cat([x, kept], 1)
+        return x + kept if self.skips == "add" else x

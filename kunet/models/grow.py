@@ -33,7 +33,9 @@ def grow(model: CompactKUnet, start: CompactKUnet) -> None:
                 last.bias.zero_()
                 old |= {k: v for k, v in model.state_dict().items() if k.startswith(f"{name}.")}
     if (missing := new["head.weight"].shape[1] - old["head.weight"].shape[1]) > 0:
-        old["head.weight"] = torch.cat([old["head.weight"], torch.zeros_like(new["head.weight"][:, -missing:])], 1)
+        old["head.weight"] = torch.cat(
+            [old["head.weight"], old["head.weight"].new_zeros(len(new["head.weight"]), missing, 3, 3)], 1
+        )
     try:
         model.load_state_dict(old)
     except RuntimeError as error:

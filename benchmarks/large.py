@@ -1,0 +1,181 @@
+"""Large photos: time and memory with size, whole and in boxes; cheaper forms of the network; where its time goes.
+
+Usage:
+    python benchmarks/large.py [--weights kunet_tiny] [--quick] [--out book/results/large.json]
+
+Every size is timed in a process of its own by `kunet benchmark`, once with all the memory it likes and once with 2 GB
+for the network, so each row's peak is its own. Exponents are slopes of a straight line through log(seconds), or
+log(memory beyond an idle process), over log(pixels). The cheaper forms are compared on the bundled held-out photos
+(quality) and on one large picture (time, in turns). The profile adds up the time of the network's parts, a median over
+passes. The equality is the largest difference between an image in boxes and as a whole, over 20 random sizes.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from kunet.benchmark import provenance
+from kunet.denoise import Denoiser
+from kunet.evaluate import evaluate, noisy_version
+from kunet.kan.tables import with_tables
+from kunet.restore import Network
+
+RESULTS = Path("book/results/large.json")
+SIZES = ((624, 416), (1248, 832), (2040, 1356), (3000, 2000), (4500, 3000), (6120, 4080))
+QUICK_SIZES = ((96, 64), (192, 128), (624, 416))
+MEMORY = {"whole": 1000.0, "in 2 GB": 2.0}
+"""GB for the network, by the name of the row."""
+
+
+def measure(size: tuple[int, int], memory: float, weights: str, repeats: int) -> dict:
+    """One size in a process of its own: median seconds, how it was computed, peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "row.json"
+        words = ["benchmark", "--sizes", f"{size[0]}x{size[1]}", "--weights", weights, "--memory", str(memory)]
+        command = [sys.executable, "-m", "kunet", *words, "--repeats", str(repeats), "--json", str(file)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        (row,) = json.loads(file.read_text())["rows"]
+    idle = row["peak_mb"] - row["added_mb"]
+    return {
+        "width": size[0],
+        "height": size[1],
+        "megapixels": round(size[0] * size[1] / 1e6, 3),
+        "how": row["how"],
+        "parts": row["parts"],
+        "seconds": statistics.median(row["seconds"]),
+        "spread": [min(row["seconds"]), max(row["seconds"])],
+        "peak_mb": row["peak_mb"],
+        "idle_mb": idle,
+    }
+
+
+def exponent(x: list[float], y: list[float]) -> float:
+    """The slope of log y over log x."""
+    return round(float(np.polyfit(np.log(x), np.log(y), 1)[0]), 3)
+
+
+def exponents(rows: list[dict]) -> dict:
+    """Of time and of memory in pixels."""
+    pixels = [row["megapixels"] for row in rows]
+    return {
+        "time": exponent(pixels, [row["seconds"] for row in rows]),
+        "memory": exponent(pixels, [max(row["peak_mb"] - row["idle_mb"], 1) for row in rows]),
+    }
+
+
+def forms(weights: str, size: tuple[int, int], turns: int) -> dict:
+    """Seconds on one large picture, and PSNR on the bundled held-out photos, of each form of the network."""
+    plain = Denoiser.load(weights, memory=1e12)
+    tables = Denoiser(with_tables(plain.model), 1e12, trained_sigma=plain.trained_sigma)
+    found = {"fp32": plain, "bf16": Denoiser.load(weights, 1e12, precision="bf16"), "tables": tables}
+    x = torch.rand(3, size[1], size[0], generator=torch.Generator().manual_seed(0))
+    seconds = defaultdict(list)
+    for turn in range(turns + 1):
+        for name, denoiser in found.items():
+            start = time.perf_counter()
+            denoiser(x, 50)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    psnr = {name: statistics.mean(s.psnr for s in evaluate(d, "bundled", progress=False)) for name, d in found.items()}
+    return {
+        name: {
+            "seconds": round(statistics.median(seconds[name]), 3),
+            "of_fp32_time": round(statistics.median(seconds[name]) / statistics.median(seconds["fp32"]), 3),
+            "psnr": round(psnr[name], 3),
+            "loss_db": round(psnr["fp32"] - psnr[name], 4),
+        }
+        for name in found
+    }
+
+
+def profile(model: nn.Module, size: tuple[int, int], passes: int) -> dict[str, float]:
+    """Share of the time of a pass that each part of a CompactKUnet takes, the largest first; "between" is the rest."""
+    parts = {"head and tail": [model.head, model.tail], "tokens": [model.tokenizer, model.tokens, model.unpatchify]}
+    last = len(model.encoder) - 1
+    for level in range(last + 1):
+        parts[f"blocks at 1/{model.stem * 2**level}"] = [model.encoder[level], model.decoder[last - level]]
+    parts["down and up"] = [*model.down, *model.up]
+    names = {id(module): name for name, modules in parts.items() for module in modules}
+    began, spent = {}, defaultdict(float)
+
+    def before(module, inputs):
+        began[id(module)] = time.perf_counter()
+
+    def after(module, inputs, output):
+        spent[names[id(module)]] += time.perf_counter() - began[id(module)]
+
+    hooks = [h for modules in parts.values() for m in modules for h in (
+        m.register_forward_pre_hook(before), m.register_forward_hook(after))]  # fmt: skip
+    x = torch.rand(1, 3, size[1], size[0]).contiguous(memory_format=torch.channels_last)
+    rows = []
+    with torch.inference_mode():
+        for _ in range(passes + 1):
+            spent.clear()
+            start = time.perf_counter()
+            model(x, 0.2)
+            total = time.perf_counter() - start
+            rows.append({name: spent[name] / total for name in parts} | {"between": 1 - sum(spent.values()) / total})
+    for hook in hooks:
+        hook.remove()
+    shares = {name: round(statistics.median(row[name] for row in rows[1:]), 3) for name in rows[0]}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def equality(model: nn.Module, count: int, seed: int = 0) -> dict:
+    """The largest difference between boxes and whole, over images of random sizes."""
+    draw, worst, parts = random.Random(seed), 0.0, []
+    whole = Network(model, memory=1e12)
+    for i in range(count):
+        height, width = draw.randint(400, 1200), draw.randint(400, 1200)
+        memory = height * width * whole.bytes_per_pixel * draw.uniform(0.5, 0.9)
+        network = Network(model, memory=memory)
+        x = noisy_version(torch.rand(3, height, width, generator=torch.Generator().manual_seed(i)), 50, seed=i)
+        how, number = network.parts(height, width)
+        if how != "boxes":
+            raise ValueError(f"{height} x {width} in {memory:.2g} bytes is computed in {how}; it must be in boxes")
+        worst = max(worst, float((network.run(x, 0.2) - whole.run(x, 0.2)).abs().max()))
+        parts.append(number)
+    return {"sizes": count, "largest_difference": worst, "parts": [min(parts), max(parts)]}
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", default="kunet_tiny")
+    parser.add_argument("--quick", action="store_true", help="small pictures and few turns: a try")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args(words)
+    if args.quick and args.out.resolve() == RESULTS.resolve():
+        parser.error("--quick measures too little to be quoted: give another --out")
+    sizes, repeats = (QUICK_SIZES, 1) if args.quick else (SIZES, 3)
+    photo = QUICK_SIZES[1] if args.quick else (2040, 1356)
+    model = Denoiser.load(args.weights).model
+    command = f"python benchmarks/large.py --weights {args.weights}" + " --quick" * args.quick
+    results = provenance(command) | {"weights": args.weights, "rows": {}, "exponents": {}}
+    for name, memory in MEMORY.items():
+        rows = []
+        for size in sizes:
+            rows.append(measure(size, memory, args.weights, repeats))
+            row = rows[-1]
+            print(f"{name}: {size[0]}x{size[1]} {row['seconds']:.2f} s, {row['peak_mb']} MB, {row['how']}", flush=True)
+        results["rows"][name] = rows
+        results["exponents"][name] = exponents(rows)
+    results["forms"] = forms(args.weights, photo, repeats)
+    results["profile"] = profile(model, photo, repeats)
+    results["equality"] = equality(model, 2 if args.quick else 20)
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(results["exponents"], results["equality"], args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""benchmarks/large.py: a small run writes what is documented; what the book says of large photos was measured."""
+
+import importlib
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+
+from kunet.models import CompactKUnet
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("large")
+
+
+def test_a_small_run_writes_what_is_documented(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "QUICK_SIZES", ((48, 32), (96, 64)))
+    monkeypatch.setattr(bench, "equality", lambda model, count: {"sizes": count, "largest_difference": 0.0})
+    out = tmp_path / "large.json"
+    bench.main(["--quick", "--out", str(out)])
+    results = json.loads(out.read_text())
+    assert {"command", "commit", "machine", "date"} <= set(results)
+    assert set(results["rows"]) == set(results["exponents"]) == {"whole", "in 2 GB"}
+    for row in results["rows"]["whole"]:
+        assert row["how"] == "whole" and row["seconds"] > 0 and row["peak_mb"] >= row["idle_mb"] > 0
+    assert set(results["forms"]) == {"fp32", "bf16", "tables"} and results["forms"]["fp32"]["loss_db"] == 0
+    assert abs(results["forms"]["tables"]["loss_db"]) < 0.05 and abs(results["forms"]["bf16"]["loss_db"]) < 0.1
+    assert sum(results["profile"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_a_quick_run_does_not_overwrite_the_results(bench):
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--quick", "--out", str(bench.RESULTS)])
+
+
+def test_exponents(bench):
+    rows = [
+        {"megapixels": n, "seconds": 3 * n**1.25, "peak_mb": 100 + 7 * n**0.5, "idle_mb": 100} for n in (100, 400, 900)
+    ]
+    assert bench.exponents(rows) == {"time": 1.25, "memory": 0.5}
+
+
+def test_equality_is_of_boxes(bench):
+    torch.manual_seed(0)
+    model = CompactKUnet(widths=(4, 6, 8), depths=(1, 1, 1), token_depth=1, heads=2, window=4).eval()
+    found = bench.equality(model, 2)
+    assert found["largest_difference"] < 1e-5 and found["parts"][0] >= 4
+
+
+def test_what_was_measured():
+    results = json.loads((ROOT / "book" / "results" / "large.json").read_text())
+    assert results["equality"]["sizes"] == 20 and results["equality"]["largest_difference"] <= 1e-5
+    assert results["exponents"]["whole"]["time"] <= 1.1 and results["exponents"]["whole"]["memory"] <= 1.05
+    photo = next(row for row in results["rows"]["in 2 GB"] if row["width"] == 2040)
+    assert photo["peak_mb"] <= 1500
