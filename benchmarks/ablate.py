@@ -1,19 +1,21 @@
 """What each part of the compact KUnet is worth: one thing is changed at a time, and the network trained again.
 
-Usage: python benchmarks/ablate.py --data FOLDER ... --test FOLDER [--seconds 20] [--seeds 0 1 2] [--only NAME ...]
+Usage: python benchmarks/ablate.py --data FOLDER ... --test FOLDER [--seconds 8] [--seeds 0 1 2] [--only NAME ...]
     [--images 12] [--workers 1] [--folder runs/ablate] [--out book/results/ablate.json] [--report]
 
 BASE is the released architecture, narrower and with fewer blocks, so that it learns something in seconds. Every row
 changes what its "changes" say, and nothing else: same photos, crops, noise, rate and seed, and as much processor time
-of one core (see trials.py; the steps that fit are timed). Crops are of 128 x 128 pixels, so 8 x 8 tokens, and windows
-of 4 x 4: with fewer tokens than a window holds, "window" and "global" would train alike. One learning rate serves all
-rows: a part may look worse than it is because another rate would suit it. And it is a short training of a small
-network, on noise of sigma 50: what takes long to learn shows little.
+of one core: before, the steps of all rows are timed in turns, and the least of each says how many fit --seconds. (On a
+busy machine they take longer in the end, "train_seconds"; in so short a training the steps matter much, so a slow
+moment must not cost one row its steps.) Crops are of 64 x 64 pixels, so 4 x 4 tokens, and windows of 2 x 2: with fewer
+tokens than a window holds, "window" and "global" would train alike. Crops, batch and rate were chosen on the base
+alone, with another seed; one rate serves all rows, so a part may look worse than it is because another rate would suit
+it. And it is a short training of a small network, on noise of sigma 50: what takes long to learn shows little.
 
-Scored on the first --images images of --test by the protocol of ``kunet evaluate``, float noise; noise rows on 8-bit
-noise too. Differences are paired by seed, "standard_error" is that of their mean. "zeroed" is the PSNR after the token
-branch's last layer has been set to zero in the trained network: what it loses is what the network asks of its tokens.
-Rows of a projection are also trained for as many steps as the base ("equal_steps").
+Scored on the first --images images of --test by the protocol of ``kunet evaluate``, float noise; the base and the rows
+of noise on 8-bit noise too. Differences are paired by seed, "standard_error" is that of their mean. "zeroed" is the
+PSNR after the token branch's last layer has been set to zero in the trained network: what it loses is what the network
+asks of its tokens. Rows of a projection are also trained for as many steps as the base ("equal_steps").
 
 "searched" are sizes found by search: MLPs (of a token's projection alone) with as many parameters, as many
 multiply-adds or as much forward time on the tokens of a 512 x 768 image as the base's KANLinear; and the widths of a
@@ -25,6 +27,7 @@ finished lies in --folder and is not run again; --report writes the results from
 """
 
 import argparse
+import bisect
 import hashlib
 import json
 import math
@@ -36,22 +39,22 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from claims import nearest
 from cost import macs
 from torch import Tensor, nn
-from trials import finished, run_all
+from trials import finished, run_all, seconds_a_step
 
-from kunet import evaluate, metrics, models
+from kunet import evaluate, metrics, models, recipes
 from kunet.benchmark import provenance
 from kunet.images import as_file, unit
 from kunet.kan import KANLinear
 from kunet.runs import load_weights
+from kunet.train import build
 
 RESULTS = Path("book/results/ablate.json")
-SIGMA, PATCH, BATCH, RATE, SIDE = 50, 128, 2, 2e-3, 256
+SIGMA, PATCH, BATCH, RATE, SIDE = 50, 64, 2, 4e-3, 256
 BASE = {
     "stem": 2, "widths": [24, 48, 96], "depths": [1, 1, 1], "dense_levels": 1,
-    "token_depth": 2, "heads": 4, "window": 4, "grid_size": 5, "degree": 3, "grid_range": [-2.5, 2.5],
+    "token_depth": 2, "heads": 4, "window": 2, "grid_size": 5, "degree": 3, "grid_range": [-2.5, 2.5],
 }  # fmt: skip
 
 
@@ -86,6 +89,8 @@ def grid(searched: dict) -> dict[str, Row]:
         "skips_none": Row({"skips": "none"}),
         "skips_concat": Row({"skips": "concat"}),
         "residual_off": Row({"residual": False}),
+        # an image may pass the lowest map, noise cannot: so the skips once more where the image is predicted
+        "skips_none_image": Row({"skips": "none", "residual": False}, against="residual_off"),
         "dense_0": Row({"dense_levels": 0}),
         "dense_3": Row({"dense_levels": 3}),
         "dense_3_macs": Row({"dense_levels": 3, "widths": searched.get("dense_3_macs")}),
@@ -146,7 +151,7 @@ def count(layer: nn.Module) -> int:
 
 
 def timed(layers: list[nn.Module], x: Tensor, repeats: int) -> list[float]:
-    """Processor seconds of a forward pass of each: medians, taken in turns, after a warm-up of each."""
+    """Processor seconds of a forward pass of each: the least, as other work only adds; in turns, after a warm-up."""
     taken = []
     with torch.inference_mode():
         for _ in range(repeats + 1):
@@ -156,32 +161,39 @@ def timed(layers: list[nn.Module], x: Tensor, repeats: int) -> list[float]:
                 layer(x)
                 row.append(time.process_time() - start)
             taken.append(row)
-    return [statistics.median(column) for column in zip(*taken[1:])]
+    return [min(column) for column in zip(*taken[1:])]
 
 
-def mlp_widths(repeats: int = 15) -> dict[str, int]:
-    """The widths of MLPs that cost what the base's KANLinear does, by three measures."""
+def mlp_widths(repeats: int = 41) -> dict[str, float]:
+    """The widths of MLPs that cost what the base's KANLinear does, by three measures; and what was meant to be 1."""
     dim, k = BASE["widths"][-1], BASE["degree"]
     width = lambda total: round((total - dim) / (2 * dim + 1))  # of 2 D w + w + D parameters
     local = dim * dim * (k + 2) + dim * (k * (k + 1) + 1)  # as cost.py explains
-    sizes = [dim * i // 2 for i in range(1, 17)]
     x = torch.randn(512 * 768 // 16**2, dim, generator=torch.Generator().manual_seed(0))
-    target, *times = timed([kan(), *map(mlp, sizes)], x, repeats)
-    line = statistics.linear_regression(sizes, times)
+
+    def ratio(width: int) -> float:
+        """Its time to that of the KANLinear, side by side."""
+        one, other = timed([mlp(width), kan()], x, repeats)
+        return one / other
+
+    sizes = range(dim // 4, 12 * dim, dim // 12)
+    equal = sizes[bisect.bisect_left(sizes, 1.0, hi=len(sizes) - 1, key=ratio)]
     return {
         "mlp_parameters": width(count(kan())),
         "mlp_macs": round(local / (2 * dim)),
-        "mlp_time": max(8, round((target - line.intercept) / line.slope)),
+        "mlp_time": equal,
+        "mlp_time_ratio": round(ratio(equal), 3),
     }
 
 
 def dense_widths() -> list[int]:
     """Of a network with dense convolutions everywhere that has as many multiply-adds as the base."""
-    heads = BASE["heads"]
+    heads, sizes = BASE["heads"], range(2 * BASE["widths"][-1], 4 * BASE["widths"][-1] + 1)
     scaled = lambda n: [max(1, round(n / 16)), max(1, round(n / 8)), heads * max(1, round(n / 4 / heads))]
-    config = lambda n: ("kunet_compact", BASE | {"dense_levels": 3, "widths": scaled(n)})
-    found = nearest(lambda c: multiply_adds(c[1]), multiply_adds(BASE), config)
-    return found[1]["widths"]
+    cost = lambda n: multiply_adds(BASE | {"dense_levels": 3, "widths": scaled(n)})
+    target = multiply_adds(BASE)
+    above = bisect.bisect_left(sizes, target, hi=len(sizes) - 1, key=cost)
+    return scaled(min(sizes[max(above - 1, 0) : above + 1], key=lambda n: abs(cost(n) - target)))
 
 
 def search(names: list[str], folder: Path) -> dict:
@@ -220,6 +232,25 @@ def recipe(name: str, row: Row, data: list[str], seed: int) -> dict:
     }  # fmt: skip
 
 
+def step_seconds(rows: dict[str, Row], data: list[str], folder: Path, rounds: int = 5) -> dict[str, float]:
+    """Processor seconds of a training step of every row, everything in: the least, taken in turns.
+
+    Times that lie in the folder are kept, so that the same command asks for the same steps.
+    """
+    path, asked = folder / "steps.json", {name: json.dumps(row.args) for name, row in rows.items()}
+    found = json.loads(path.read_text()) if path.exists() else {}
+    missing = dict.fromkeys(args for args in asked.values() if args not in found)  # each network once
+    if missing:
+        plain = lambda args: recipe("timed", Row(json.loads(args)), data, 0) | {"steps": 1, "threads": 1}
+        made = {args: recipes.build("ablate", plain(args)) for args in missing}
+        photos, _ = build(next(iter(made.values())))[1].load(data, 0)
+        taken = [[seconds_a_step(one, photos, 0.0) for one in made.values()] for _ in range(rounds)]
+        found |= {args: round(min(times), 6) for args, times in zip(missing, zip(*taken))}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1))
+    return {name: found[args] for name, args in asked.items()}
+
+
 @cache
 def examples(test: str, images: int, mode: str) -> list[tuple[Tensor, Tensor]]:
     """(noisy, clean), each (1, 3, H, W), of the first images."""
@@ -251,7 +282,9 @@ def scores(weights: Path, row: Row, test: str, images: int) -> dict[str, float]:
     return found
 
 
-def run_seed(args: argparse.Namespace, rows: dict[str, Row], seed: int) -> dict[str, dict] | None:
+def run_seed(
+    args: argparse.Namespace, rows: dict[str, Row], steps: dict[str, int], seed: int
+) -> dict[str, dict] | None:
     """name -> result with its scores, of a seed: all rows, then those of the base's steps, which end in "-steps".
 
     With --report None where some are not done.
@@ -268,12 +301,14 @@ def run_seed(args: argparse.Namespace, rows: dict[str, Row], seed: int) -> dict[
             results[key] = result
         return True
 
-    trial = lambda name, row: {"recipe": recipe(name, row, args.data, seed), "seconds": args.seconds, "test": []}
-    if not run({f"{name}-{seed}": trial(name, row) for name, row in rows.items()}):
-        return None
-    again = {name: row for name, row in rows.items() if row.same_steps and "base" in results}
-    steps = {"steps": results["base"]["steps"]} if again else {}
-    return results if run({f"{n}-steps-{seed}": trial(n, row) | steps for n, row in again.items()}) else None
+    def trial(name: str, count: int) -> dict:
+        made = recipe(name, rows[name], args.data, seed)
+        return {"recipe": made, "seconds": args.seconds, "steps": count, "test": []}
+
+    again = [name for name, row in rows.items() if row.same_steps and "base" in rows]
+    if run({f"{name}-{seed}": trial(name, steps[name]) for name in rows}):
+        return results if run({f"{name}-steps-{seed}": trial(name, steps["base"]) for name in again}) else None
+    return None
 
 
 def spread(values: list[float]) -> dict:
@@ -296,7 +331,9 @@ def paired(one: list[float], other: list[float]) -> dict:
     }
 
 
-def table(rows: dict[str, Row], done: list[dict[str, dict]], cost: dict[str, dict]) -> dict[str, dict]:
+def table(
+    rows: dict[str, Row], seconds: dict[str, float], done: list[dict[str, dict]], cost: dict[str, dict]
+) -> dict[str, dict]:
     """What the results say of every row; ``done`` holds one dictionary a seed."""
     of = lambda name, mode: [seed[name]["scores"][mode] for seed in done]
     column = lambda name, key: [seed[name][key] for seed in done]
@@ -308,7 +345,8 @@ def table(rows: dict[str, Row], done: list[dict[str, dict]], cost: dict[str, dic
     found = {}
     for name, row in rows.items():
         found[name] = {"changes": row.changes, "train_noise": row.noise, "against": row.against, **cost[name]}
-        found[name] |= {"steps": column(name, "steps"), "train_seconds": column(name, "train_seconds")}
+        found[name] |= {"seconds_a_step": seconds[name], "steps": done[0][name]["steps"]}
+        found[name] |= {"train_seconds": column(name, "train_seconds")}
         found[name] |= scored(name, "float", row.against)
         if row.both:
             found[name]["u8"] = scored(name, "u8", row.against)
@@ -316,7 +354,7 @@ def table(rows: dict[str, Row], done: list[dict[str, dict]], cost: dict[str, dic
             lost = paired(of(name, "float"), of(name, "zeroed"))
             found[name]["zeroed"] = {"psnr": spread(of(name, "zeroed")), "lost": lost}
         if (again := f"{name}-steps") in done[0]:
-            found[name]["equal_steps"] = {"steps": column(again, "steps")} | scored(again, "float", row.against)
+            found[name]["equal_steps"] = {"steps": done[0][again]["steps"]} | scored(again, "float", row.against)
             found[name]["equal_steps"]["train_seconds"] = column(again, "train_seconds")
     return found
 
@@ -325,7 +363,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["bundled"])
     parser.add_argument("--test", default="bundled")
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME")
     parser.add_argument("--images", type=int, default=12, help="how many of --test are scored")
@@ -339,26 +377,31 @@ def main(words: list[str] | None = None) -> None:
         parser.error("give two seeds or more; fewer than three, or some rows only, need another --out")
     searched = search(args.only, args.folder)
     rows = {name: row for name, row in grid(searched).items() if name in args.only}
+    seconds = step_seconds(rows, args.data, args.folder)
+    steps = {name: max(10, round(args.seconds / taken)) for name, taken in seconds.items()}
     done, seeds = [], []
     for seed in args.seeds:
-        if (results := run_seed(args, rows, seed)) is None:
+        if (results := run_seed(args, rows, steps, seed)) is None:
             continue
         done.append(results)
         seeds.append(seed)
         if len(done) > 1:
-            write(args, rows, searched, done, seeds)
+            write(args, rows, searched, seconds, done, seeds)
     if len(done) < 2:
         parser.error(f"{len(done)} seeds are done in {args.folder}; a report needs two")
 
 
-def write(args: argparse.Namespace, rows: dict, searched: dict, done: list[dict], seeds: list[int]) -> None:
+def write(
+    args: argparse.Namespace, rows: dict, searched: dict, seconds: dict, done: list[dict], seeds: list[int]
+) -> None:
     """The results of the seeds that are done."""
     data, test = [Path(source).name for source in args.data], Path(args.test).name
     command = f"python benchmarks/ablate.py --data {' '.join(data)} --test {test} --seconds {args.seconds:g}"
+    command += f" --only {' '.join(rows)}" if len(rows) < len(NAMES) else ""
     content = provenance(command) | {
         "sigma": SIGMA, "data": data, "test": test, "images": len(examples(args.test, args.images, "float")),
         "seconds": args.seconds, "seeds": seeds, "cores_a_training": 1, "patch": PATCH, "batch": BATCH, "lr": RATE,
-        "base": BASE, "searched": searched, "rows": table(rows, done, costs(rows)),
+        "base": BASE, "searched": searched, "rows": table(rows, seconds, done, costs(rows)),
     }  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(content, indent=1) + "\n")
@@ -372,4 +415,5 @@ def write(args: argparse.Namespace, rows: dict, searched: dict, done: list[dict]
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()

@@ -13,8 +13,8 @@ or is given again, computes what is missing; ``--fresh`` computes all. They are 
 not for changes of this package's code.
 Time is measured apart from that, at the strongest sigma: the first 10 images of each set, 3 turns of all contenders
 (A B C A B C ...) each, after a warm-up for each new size; a contender that takes more than 2 s an image gets the first
-3 images. Seconds are medians over images and turns; of_ffdnet_time is the median over images of the ratio to FFDNet
-on the same image. Networks run on the threads that torch takes, CBM3D and OpenCV on as many, the others on one.
+3 images, one turn. Seconds are medians over images and turns; of_ffdnet_time is the median over images of the ratio to
+FFDNet on the same image. Networks run on the threads that torch takes, CBM3D and OpenCV on as many, the others on one.
 Memory is the peak of a process of its own that restores one image of 2040x1356 pixels (torch, which each such process
 loads, included), and by how much the image raised it. Multiply-adds are counted as in cost.py.
 Beside them stand figures that others published (published.yaml), quoted, not measured.
@@ -165,9 +165,9 @@ def times(source: str, who: list[Contender], sigma: float, limit: int | None = N
                 if clock(runs[c.name]) > SLOW_SECONDS:  # the warm-up, which a slow one does not need again
                     slow.add(c.name)
         seen.add(noisy.shape)
-        turns = [{name: clock(run) for name, run in runs.items()} for _ in range(TURNS)]
+        turns = [{name: clock(run) for name, run in runs.items() if not k or name not in slow} for k in range(TURNS)]
         for name in runs:
-            seconds[name].append([turn[name] for turn in turns])
+            seconds[name].append([turn[name] for turn in turns if name in turn])
     middle = {name: [statistics.median(turns) for turns in each] for name, each in seconds.items()}
     rows = {}
     for name, each in middle.items():

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from functools import partial
 
 import pytest
 from conftest import ROOT
@@ -36,6 +37,7 @@ def small(bench, monkeypatch):
         return {name: json.loads((folder / name / "result.json").read_text()) for name in trials}
 
     monkeypatch.setattr(bench, "run_all", run_all)
+    monkeypatch.setattr(bench, "costs", partial(bench.costs, repeats=1))
     return ran
 
 
@@ -54,16 +56,18 @@ CHANGED = {
     "skips_none": {"skips"},
     "skips_concat": {"skips"},
     "residual_off": {"residual"},
+    "skips_none_image": {"skips"},
     "dense_0": {"dense_levels"},
     "dense_3": {"dense_levels"},
     "dense_3_macs": {"dense_levels", "widths"},
     "tokens_none": {"tokens"},
-    **dict.fromkeys(("attention_none", "attention_conv", "attention_global", "attention_channel"), {"attention"}),
+    **{f"attention_{kind}": {"attention"} for kind in ("none", "conv", "global", "channel")},
     "positions_off": {"positions"},
     "token_residual_off": {"token_residual"},
     "linear": {"projection"},
-    **dict.fromkeys(("mlp_parameters", "mlp_macs", "mlp_time"), {"projection", "mlp_width"}),
-    **dict.fromkeys(("kan_grid_3", "kan_grid_10"), {"grid_size"}),
+    **{f"mlp_{measure}": {"projection", "mlp_width"} for measure in ("parameters", "macs", "time")},
+    "kan_grid_3": {"grid_size"},
+    "kan_grid_10": {"grid_size"},
     "kan_degree_1": {"degree"},
     "kan_range_1": {"grid_range"},
     "kan_rational": {"basis"},
@@ -105,11 +109,13 @@ def test_equal_costs_are_equal_within_two_percent(bench):
 
 
 def test_a_dense_network_of_equal_multiply_adds(bench, monkeypatch):
-    monkeypatch.setattr(bench, "BASE", bench.BASE | TINY)
+    dense = bench.BASE | {"dense_levels": 3, "widths": SEARCHED["dense_3_macs"]}
+    assert bench.multiply_adds(dense) == pytest.approx(bench.multiply_adds(bench.BASE), rel=0.02)
+    counted = lambda args: sum(width**2 for width in args["widths"]) * (1 + 0.8 * (args["dense_levels"] == 3))
+    monkeypatch.setattr(bench, "multiply_adds", counted)
     widths = bench.dense_widths()
-    of = lambda **changes: bench.multiply_adds(bench.BASE | {"dense_levels": 3} | changes)
     assert widths[-1] % bench.BASE["heads"] == 0
-    assert of(widths=widths) <= of() and abs(of(widths=widths) / bench.multiply_adds(bench.BASE) - 1) < 0.2
+    assert counted(dense | {"widths": widths}) == pytest.approx(counted(bench.BASE), rel=0.05)
 
 
 def test_a_small_run(bench, small, photos, tmp_path, capsys):
@@ -126,7 +132,7 @@ def test_a_small_run(bench, small, photos, tmp_path, capsys):
     assert content["seeds"] == [0, 1] and content["images"] == 2 and content["searched"] == {}
     base, row = (content["rows"][name] for name in ("base", "tokens_none"))
     each = [json.loads((folder / f"tokens_none-{seed}" / "result.json").read_text()) for seed in (0, 1)]
-    assert row["steps"] == [result["steps"] for result in each]
+    assert [row["steps"]] * 2 == [result["steps"] for result in each] and row["seconds_a_step"] > 0
     assert row["parameters"] == each[0]["parameters"] < base["parameters"]
     assert row["macs_per_pixel"] < base["macs_per_pixel"] and row["seconds_a_megapixel"] > 0
     minus = [a - b for a, b in zip(row["psnr"]["each"], base["psnr"]["each"])]
@@ -145,22 +151,22 @@ def test_a_small_run(bench, small, photos, tmp_path, capsys):
 
 
 def test_a_projection_is_also_trained_for_the_steps_of_the_base(bench, monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "scores", lambda weights, row, test, images: {"float": 25.0})
+    monkeypatch.setattr(bench, "scores", lambda weights, row, test, images: {"float": 25.0, "u8": 24.0})
     asked = {}
 
     def run_all(trials, folder, workers):
         asked.update(trials)
-        return {
-            name: {"steps": trial.get("steps", 7 + len(name)), "train_seconds": 1} for name, trial in trials.items()
-        }
+        return {name: {"steps": trial["steps"], "train_seconds": 1} for name, trial in trials.items()}
 
     monkeypatch.setattr(bench, "run_all", run_all)
     monkeypatch.setattr(bench, "costs", lambda rows: {name: {} for name in rows})
+    monkeypatch.setattr(bench, "step_seconds", lambda rows, *_: {name: 0.1 + 0.1 * (name != "base") for name in rows})
     out = tmp_path / "ablate.json"
     bench.main(["--seeds", "4", "5", "--only", "base", "linear", "--out", str(out), "--folder", str(tmp_path)])
-    assert asked["linear-steps-4"] == asked["linear-4"] | {"steps": 13}
+    assert asked["linear-4"]["steps"] == 40 and asked["base-5"]["steps"] == 80
+    assert asked["linear-steps-4"] == asked["linear-4"] | {"steps": 80}
     row = json.loads(out.read_text())["rows"]["linear"]
-    assert row["steps"] == [15, 15] and row["equal_steps"]["steps"] == [13, 13]
+    assert row["steps"] == 40 and row["equal_steps"]["steps"] == 80
     assert row["equal_steps"]["minus"]["mean"] == 0
 
 

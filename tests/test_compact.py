@@ -237,7 +237,7 @@ def test_attention_among_channels_by_hand():
     [
         ({"attention": "local"}, "attention is 'local'; it must be one of window, global, channel, conv, none"),
         ({"projection": "conv"}, "projection is 'conv'; it must be one of kan, linear, mlp"),
-        ({"skips": True}, "skips is True; it must be one of add, concat, none"),
+        ({"skips": "both"}, "skips is 'both'; it must be one of add, concat, none"),
         ({"projection": "mlp", "mlp_width": 0}, "mlp_width is 0; it must be 1 or more"),
         ({"basis": "sine"}, "basis 'sine' is not known; choose one of bspline"),
     ],

@@ -35,7 +35,7 @@ def test_gray(photos):
         assert estimate_sigma(gray.expand(3, -1, -1)) == estimate_sigma(gray)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     sigma=st.floats(1, 120),
     scale=st.floats(0.1, 3),
@@ -124,7 +124,7 @@ class Told(torch.nn.Module):
     """Returns the level that it is told as the image."""
 
     def forward(self, x, level):
-        return torch.as_tensor(level, dtype=x.dtype).expand_as(x)
+        return x * 0 + level
 
 
 def test_a_denoiser_finds_the_level(photos):
