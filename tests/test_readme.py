@@ -63,18 +63,13 @@ def test_the_numbers_are_the_measured_ones():
 
 
 def test_the_claims_of_the_released_weights():
-    """As measured: better than CBM3D in a tenth of its time; the small one ahead of FFDNet, at every level."""
+    """As measured: better than CBM3D in a tenth of its time, in less than a quarter of FFDNet's."""
     results = json.loads((ROOT / "book" / "results" / "denoise.json").read_text())
     time = {name: row["of_ffdnet_time"] for name, row in results["contenders"].items()}
-    assert set(results["weights"]) == set(released()) == {"kunet_tiny", "kunet_small"}
-    for name, images in (("cbsd68", 68), ("kodak24", 24)):
+    assert set(results["weights"]) == set(released()) == {"kunet_tiny"}
+    for name, images, least in (("cbsd68", 68, 27.4), ("kodak24", 24, 28.5)):
         assert len(results["images"][name]) == images
-        scores = {who: results["sets"][name][who] for who in ("kunet_tiny", "kunet_small", "ffdnet", "cbm3d")}
-        for ours in ("kunet_tiny", "kunet_small"):
-            assert scores[ours]["50"]["psnr"] > scores["cbm3d"]["50"]["psnr"] + 0.25
-            assert time[ours][name] < time["cbm3d"][name] / 10
+        ours, theirs = (results["sets"][name][who]["50"]["psnr"] for who in ("kunet_tiny", "cbm3d"))
+        assert ours >= max(least, theirs)
+        assert time["kunet_tiny"][name] < time["cbm3d"][name] / 10
         assert time["kunet_tiny"][name] <= 1 / 4
-        assert time["kunet_small"][name] < 1 / 2
-        for sigma in ("15", "25", "50"):
-            gain = scores["kunet_small"][sigma]["over_ffdnet"]
-            assert gain["mean"] > 2 * gain["error"], (name, sigma)
