@@ -16,7 +16,8 @@ Time is measured apart from that, at the strongest sigma: the first 10 images of
 3 images, one turn. Seconds are medians over images and turns; of_ffdnet_time is the median over images of the ratio to
 FFDNet on the same image. Networks run on the threads that torch takes, CBM3D and OpenCV on as many, the others on one.
 Memory is the peak of a process of its own that restores one image of 2040x1356 pixels (torch, which each such process
-loads, included), and by how much the image raised it. Multiply-adds are counted as in cost.py.
+loads, included), and by how much the image raised it; CBM3D's only with ``--slow``. Multiply-adds are counted as in
+cost.py.
 Beside them stand figures that others published (published.yaml), quoted, not measured.
 
 Results: sets -> set -> contender -> sigma -> {psnr, ssim, psnr_u8, over_ffdnet, over_cbm3d}; the last two are paired
@@ -244,7 +245,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sigmas", nargs="+", type=float, default=[15, 25, 50])
     parser.add_argument("--weights", nargs="+", default=released(), help="released names or paths")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these contenders")
-    parser.add_argument("--slow", action="store_true", help="CBM3D at every sigma, not at 50 alone")
+    parser.add_argument("--slow", action="store_true", help="CBM3D at every sigma, not at 50 alone, and its memory")
     parser.add_argument("--limit", type=int, help="only the first N images of each set")
     parser.add_argument("--no-photo", action="store_true", help="leave the 2040x1356 image out")
     parser.add_argument("--fresh", action="store_true", help="compute what was computed before too")
@@ -310,7 +311,7 @@ def main(words: list[str] | None = None) -> None:
     results["timing"] = {"sigma": max(args.sigmas), "turns": TURNS, "threads": torch.get_num_threads()}
     if not args.no_photo:
         here = [list(PHOTO), torch.__version__, torch.get_num_threads()]
-        for c in tqdm(who, desc="memory", unit="contender"):
+        for c in tqdm([c for c in who if args.slow or not c.slow], desc="memory", unit="contender"):
             measure = lambda c=c: peak(c.name, args.weights)
             results["contenders"][c.name] |= kept.get([c.name, c.version, "peak", *here], measure)
         results["photo_2040x1356"] = {c.name: photo(paths[c.name]) for c in ours}
