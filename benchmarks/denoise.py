@@ -13,8 +13,9 @@ or is given again, computes what is missing; ``--fresh`` computes all. They are 
 not for changes of this package's code.
 Time is measured apart from that, at the strongest sigma: the first 10 images of each set, 3 turns of all contenders
 (A B C A B C ...) each, after a warm-up for each new size; a contender that takes more than 2 s an image gets the
-first image alone, once. Seconds are medians over images and turns; of_ffdnet_time is the median over images of the ratio to
-FFDNet on the same image. Networks run on the threads that torch takes, CBM3D and OpenCV on as many, the others on one.
+first image alone, once. Seconds are medians over images and turns; of_ffdnet_time is the median over images of the
+ratio to FFDNet on the same image. Networks run on the threads that torch takes, CBM3D and OpenCV on as many, the others
+on one.
 Memory is the peak of a process of its own that restores one image of 2040x1356 pixels (torch, which each such process
 loads, included), and by how much the image raised it; CBM3D's only with ``--slow``. Multiply-adds are counted as in
 cost.py.
