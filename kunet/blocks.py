@@ -62,7 +62,7 @@ class ResidualBlock(nn.Module):
         self.first, self.second = (conv3x3(channels, channels, separable) for _ in range(2))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        return x + self.second(F.relu(self.first(x), inplace=True))  # a map less at once
+        return self.second(F.relu(self.first(x), inplace=True)).add_(x)  # in place: two maps less at once
 
 
 class Up(nn.Sequential):

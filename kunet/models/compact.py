@@ -189,7 +189,7 @@ class CompactKUnet(nn.Module):
         height, width = noisy.shape[-2:]
         padded = pad_to_multiple(noisy, self.multiple)
         top, kept = self._down(padded, noise_map(noise_level, noisy, self.multiple, self.stem))
-        y = self._up(self._middle(kept[-1]), kept[:-1], top)[..., :height, :width]
+        y = self._up(self._middle(kept.pop()), kept, top)[..., :height, :width]
         return noisy + y if self.residual else y
 
     @property
@@ -280,9 +280,9 @@ class CompactKUnet(nn.Module):
         return x + y if self.token_residual else y
 
     def _up(self, x: Float[Tensor, "B D h w"], kept: list[Tensor], top: Tensor) -> Float[Tensor, "B C H W"]:
-        """What to add to the image, or the image."""
+        """What to add to the image, or the image; ``kept`` is emptied, so that its maps go as soon as they can."""
         for i, stage in enumerate(self.decoder):
-            x = stage(self._joined(self.up[i - 1](x), kept[-i]) if i else x)
+            x = stage(self._joined(self.up[i - 1](x), kept.pop()) if i else x)
         return F.pixel_shuffle(self.tail(self._joined(x, top)), self.stem)
 
     def _joined(self, x: Float[Tensor, "B C h w"], kept: Float[Tensor, "B C h w"]) -> Float[Tensor, "B E h w"]:
