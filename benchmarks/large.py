@@ -1,7 +1,7 @@
 """Large photos: time and memory with size, whole and in boxes; cheaper forms of the network; where its time goes.
 
 Usage:
-    python benchmarks/large.py [--weights kunet_tiny] [--quick] [--out book/results/large.json]
+    python benchmarks/large.py [--weights kunet_tiny] [--most 25] [--quick] [--out book/results/large.json]
 
 Every size is timed in a process of its own by `kunet benchmark`, once with all the memory it likes and once with 2 GB
 for the network, so each row's peak is its own. Exponents are slopes of a straight line through log(seconds), or
@@ -139,7 +139,8 @@ def equality(model: nn.Module, count: int, seed: int = 0) -> dict:
     for i in range(count):
         height, width = draw.randint(400, 1200), draw.randint(400, 1200)
         memory = height * width * whole.bytes_per_pixel * draw.uniform(0.5, 0.9)
-        network = Network(model, memory=memory)
+        while (network := Network(model, memory=memory)).parts(height, width)[0] == "tiles":
+            memory *= 1.05  # to where boxes have room for their margins
         x = noisy_version(torch.rand(3, height, width, generator=torch.Generator().manual_seed(i)), 50, seed=i)
         how, number = network.parts(height, width)
         if how != "boxes":
@@ -152,16 +153,26 @@ def equality(model: nn.Module, count: int, seed: int = 0) -> dict:
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="kunet_tiny")
+    parser.add_argument("--most", type=float, default=25, help="megapixels of the largest picture")
     parser.add_argument("--quick", action="store_true", help="small pictures and few turns: a try")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(words)
     if args.quick and args.out.resolve() == RESULTS.resolve():
         parser.error("--quick measures too little to be quoted: give another --out")
     sizes, repeats = (QUICK_SIZES, 1) if args.quick else (SIZES, 3)
+    sizes = [size for size in sizes if size[0] * size[1] <= args.most * 1e6]
+    if len(sizes) < 2:
+        parser.error(f"--most {args.most:g} leaves {len(sizes)} sizes; two are needed for an exponent")
     photo = QUICK_SIZES[1] if args.quick else (2040, 1356)
     model = Denoiser.load(args.weights).model
-    command = f"python benchmarks/large.py --weights {args.weights}" + " --quick" * args.quick
-    results = provenance(command) | {"weights": args.weights, "rows": {}, "exponents": {}}
+    command = f"python benchmarks/large.py --weights {args.weights} --most {args.most:g}" + " --quick" * args.quick
+    largest = max(width * height for width, height in sizes) / 1e6
+    results = provenance(command) | {
+        "weights": args.weights,
+        "largest_mpx": round(largest, 1),
+        "rows": {},
+        "exponents": {},
+    }
     for name, memory in MEMORY.items():
         rows = []
         for size in sizes:
