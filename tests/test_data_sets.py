@@ -451,6 +451,7 @@ def zip_link() -> bytes:
         ("a.tar.gz", tarred((tarfile.TarInfo("00.png"), b"a"), (tarfile.TarInfo("00.png"), b"b")), "twice"),
         ("a.tar.gz", tarred((tarfile.TarInfo("00.png"), png(0)))[:-200], "damaged"),
     ],
+    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,  # which hold the time
 )
 def test_evil_and_broken_archives(refused, tiny, tmp_path, name, content, words):
     tiny(content, name)
