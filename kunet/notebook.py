@@ -159,6 +159,7 @@ def run(
         raise ValueError(f"{output}: is the notebook itself; give another -o")
     import papermill  # takes a second: only those who run notebooks pay
 
+    _pass_tuples()
     output.parent.mkdir(parents=True, exist_ok=True)
     bar = progress and sys.stderr.isatty()
     try:
@@ -177,6 +178,20 @@ def run(
         raise ValueError(
             f"{path}: cell {error.exec_count} failed with {error.ename}: {error.evalue}; the output is in {output}"
         ) from None
+
+
+def _pass_tuples() -> None:
+    """Have papermill write a tuple as one; left alone it passes a string of it."""
+    from papermill.translators import PythonTranslator, papermill_translators
+
+    class Translator(PythonTranslator):
+        @classmethod
+        def translate(cls, value):
+            if isinstance(value, tuple):
+                return f"({''.join(f'{cls.translate(part)}, ' for part in value)})"
+            return super().translate(value)
+
+    papermill_translators.register("python", Translator)
 
 
 @contextmanager

@@ -73,6 +73,17 @@ def test_large_photos_are_computed_in_boxes(shipped):
     assert Network(shipped, memory=5e7).parts(900, 1100)[0] == "tiles"  # which hold no box with its margins
 
 
+def test_sixteen_bits_are_of_the_network_not_of_the_image():
+    """In boxes as in one piece, what is added to the image in float32 is not rounded with it."""
+    x, model = torch.rand(3, 257, 300), network()
+    whole, boxes = (Network(model, memory=memory, precision="bf16") for memory in (2e9, 1))
+    object.__setattr__(boxes, "_most", lambda pixels: 220**2)
+    object.__setattr__(boxes, "parts", lambda height, width: ("boxes", 0))
+    for y in (whole.run(x, 0.2), boxes.run(x, 0.2)):
+        assert y.dtype == torch.float32 and float((y != y.bfloat16().float()).float().mean()) > 0.9
+    assert torch.allclose(whole.run(x, 0.2), boxes.run(x, 0.2), atol=0.01)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 20), st.integers(1, 4000))
 def test_boxes(height, width, margin, most):

@@ -85,6 +85,13 @@ def test_run_injects_and_keeps_the_output(tmp_path):
     assert cells[-1].outputs[0].text == "6 True a\n"
 
 
+def test_tuples_are_injected_as_tuples(tmp_path):
+    declared = "sides: tuple[int, ...] = (1, 2)  # how large\npairs: list[tuple[str, float]] = []  # which"
+    checks = ("assert sides == (5,), sides", "assert pairs == [('a', 0.5), ('b', 1.0)], pairs")
+    path = write(tmp_path / "a.ipynb", *checks, parameters=declared)
+    notebook.run(path, tmp_path / "out.ipynb", {"sides": [5], "pairs": [["a", 0.5], ["b", 1]]}, progress=False)
+
+
 def test_a_failing_cell_keeps_its_error(tmp_path, kunet):
     path = write(tmp_path / "a.ipynb", "1 / 0")
     result = kunet("notebook", path, "-o", tmp_path / "out.ipynb")

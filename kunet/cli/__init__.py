@@ -196,7 +196,7 @@ def _add_model(p: argparse.ArgumentParser, default: str | None = DEFAULT) -> Non
         type=_gigabytes,
         default=2.0,
         metavar="GB",
-        help="for larger images, work in parts (default: 2)",
+        help="working memory; images that need more go in parts (default: 2)",
     )
     p.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     p.add_argument(

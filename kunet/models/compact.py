@@ -247,7 +247,7 @@ class CompactKUnet(nn.Module):
             kept = [cut.of(x, scale >> i) for i, x in enumerate(kept[:-1])]
             change = box.inside(inner).of(self._up(inner.of(middle, 2), kept, cut.of(top, scale)), unit)
             if out is None:
-                out = change.new_empty(*change.shape[:2], *padded.shape[-2:])
+                out = noisy.new_empty(*change.shape[:2], *padded.shape[-2:])  # of its precision, not of autocast's
             box.of(out, unit).copy_(change)
             progress()
         out = out[..., :height, :width]

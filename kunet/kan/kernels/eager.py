@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from kunet.kan.kernels.grid import Grid
 
 ROWS = 512  # tokens expanded at a time; larger buffers leave the cache and pay page faults
-PIXELS = 1 << 18  # values (channels x pixels) of a band that a convolution expands at a time
+PIXELS = 1 << 18  # values (images x channels x pixels) that a convolution expands at a time: small images, or a band
 
 
 class _Expand(torch.autograd.Function):
@@ -76,7 +76,7 @@ def conv2d(
 
     flat, again = weight.flatten(1, 2), torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     images = []
-    for image in x.split(1):
+    for image in x.split(max(1, PIXELS // (channels * height * width))):
         bands = []
         for first in range(0, rows, step):
             top = first * stride[0] - padding[0]
