@@ -19,8 +19,7 @@ from kunet.data import bundled
 os.environ.setdefault("WANDB_MODE", "disabled")  # its start takes seconds; tests/test_track.py asks for it
 ROOT = Path(__file__).resolve().parent.parent
 ALONE = (
-    "test_bench_cost test_bench_feeding test_bench_large test_bench_scaling test_book test_cluster_runs test_launch"
-    " test_notebook test_slurm_local test_sweep test_track test_train_many"
+    "test_bench_scaling test_book test_cluster_runs test_launch test_slurm_local test_sweep test_train_many"
 ).split()
 """Modules of tests that time something, use both cores or start processes of their own: not beside others."""
 
