@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     if extra and args.run not in (verbs.train, sweep.sweep):
         parser.error(f"unknown argument {extra[0]!r}{recipes.nearest(extra[0], list(vars(args)))}")
     args.extra = extra
-    if argv is None and args.run in (verbs.denoise, verbs.restore, verbs.segment, verbs.evaluate, verbs.benchmark):
+    heavy = (verbs.denoise, verbs.restore, verbs.segment, verbs.evaluate, verbs.benchmark, verbs.train)
+    if argv is None and args.run in heavy:
         memory.reuse()  # a program of its own, not a guest in somebody's Python
     try:
         args.run(args)
