@@ -29,6 +29,7 @@ from kunet.benchmark import provenance
 from kunet.denoise import Denoiser
 from kunet.evaluate import evaluate, noisy_version
 from kunet.kan.tables import with_tables
+from kunet.memory import reuse
 from kunet.restore import Network
 
 RESULTS = Path("book/results/large.json")
@@ -189,4 +190,5 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    reuse()  # as `kunet denoise` does: else the forms and the profile would be of another program
     main()

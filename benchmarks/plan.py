@@ -10,6 +10,7 @@ are bound by memory, not by arithmetic.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from cost import macs
@@ -34,8 +35,8 @@ def plan(name: str, gpus: int, peak: float, share: float) -> dict:
         "gmacs_per_megapixel": round(per_pixel / 1e3, 1),
         "steps": recipe.steps,
         "gigapixels": round(pixels / 1e9, 2),
-        "petaflop": round(operations / 1e15),
-        "hours": round(operations / (gpus * peak * 1e12 * share) / 3600, 2),
+        "petaflop": float(f"{operations / 1e15:.2g}"),
+        "hours": float(f"{operations / (gpus * peak * 1e12 * share) / 3600:.2g}"),
     }
 
 
@@ -46,14 +47,18 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--peak", type=float, default=312, help="TFLOP/s of one, bfloat16")
     parser.add_argument("--share", type=float, default=0.1, help="of the peak that is reached")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args(words)
+    given = sys.argv[1:] if words is None else words
+    args = parser.parse_args(given)
     if min(args.gpus, args.peak, args.share) <= 0 or args.share > 1:
         parser.error(
             f"--gpus {args.gpus}, --peak {args.peak:g}, --share {args.share:g}: above 0, and a share is at most 1"
         )
     rows = {name: plan(name, args.gpus, args.peak, args.share) for name in args.recipes}
     settings = {"gpus": args.gpus, "peak_tflops": args.peak, "share_of_peak": args.share}
-    args.out.write_text(json.dumps(provenance() | settings | {"recipes": rows}, indent=1) + "\n")
+    args.out.write_text(
+        json.dumps(provenance(" ".join(["python benchmarks/plan.py", *given])) | settings | {"recipes": rows}, indent=1)
+        + "\n"
+    )
     for name, row in rows.items():
         print(f"{name}: {row['gmacs_per_megapixel']} GMAC/MP, {row['gigapixels']} Gpx, {row['hours']} h")
 

@@ -146,7 +146,11 @@ def _parser() -> Parser:
         "Seconds and peak memory for images of given sizes.",
     )
     p.add_argument(
-        "--sizes", nargs="+", default=["512x512", "1024x1024", "2040x1356"], metavar="WxH", help="image sizes"
+        "--sizes",
+        nargs="+",
+        default=["512x512", "1024x1024", "2040x1356"],
+        metavar="WxH",
+        help="image sizes (default: 512x512 1024x1024 2040x1356)",
     )
     p.add_argument("--repeats", type=int, default=3, help="timed runs of each, after one warm-up (default: 3)")
     p.add_argument("--json", type=Path, help="also write the rows to this file")
@@ -182,7 +186,12 @@ def _parser() -> Parser:
 
 def _add_photos(p: argparse.ArgumentParser, written: str) -> None:
     p.add_argument("inputs", nargs="+", type=Path, metavar="PHOTO", help="image files, or folders of them")
-    p.add_argument("-o", "--output", type=Path, help=f"file or folder to write; default: {written} beside each")
+    p.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help=f"file or folder to write; default: {written} beside each; for a folder, another beside it",
+    )
     p.add_argument("--force", action="store_true", help="overwrite files that exist")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
 

@@ -48,7 +48,9 @@ class Recipe:
     task: str = Field(default="denoise", description="a name in kunet.tasks.TASKS")
     task_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the task's class")
     start: str = Field(default="", description="weights to start from: released ones by name, or a .safetensors file")
-    data: list[str] = Field(default=["bundled"], description='folders of photos, or "bundled"')
+    data: list[str] = Field(
+        default=["bundled"], description='folders, data sets by name (see kunet data list), or "bundled"'
+    )
     held_out: int = Field(default=0, ge=0, description="photos of the folders kept for validation")
     steps: int = Field(ge=1, description="optimiser steps in all")
     phases: list[Phase] = Field(min_length=1, description="crop sizes in turn; shares add up to 1")
