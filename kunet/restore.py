@@ -28,6 +28,8 @@ GRID = 128
 """Tiles start on multiples of this, so that windows, patches and halvings of a network fall as in the whole image."""
 MARGIN = 1.45
 """Memory that libraries and allocators take on top of the tensors (the shipped model: 330 measured bytes a pixel)."""
+ROOMY = 2**20
+"""Pixels of a box, margins included, from which on holding the maps of the way down is quicker than computing again."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLOURS = ((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0))
 """Of classes in a mask, background first, then again from the second on (M. Okabe and K. Ito's palette)."""
@@ -82,7 +84,7 @@ class Network:
         pixels = height * width
         if pixels <= 256**2 or pixels * self.bytes_per_pixel <= self.memory:
             return "whole", 1
-        if hasattr(self.model, "staged") and (boxes := self.model.boxes(height, width, self._most(pixels))):
+        if hasattr(self.model, "staged") and (boxes := self.model.boxes(height, width, *self._room(pixels))):
             return "boxes", 2 * len(boxes)
         return "tiles", tile_count(height, width, self.tile, OVERLAP)
 
@@ -116,7 +118,8 @@ class Network:
             return tiled(apply, x, self.tile, OVERLAP, progress)[0].cpu()
         if how == "boxes":
             with self._precision():
-                return self.model.staged(x, level, self._most(height * width), progress)[0].float().cpu()
+                most, keep = self._room(height * width)
+                return self.model.staged(x, level, most, progress, keep)[0].float().cpu()
         y = self._apply(x, level)
         progress()
         return y[0].cpu()
@@ -129,9 +132,13 @@ class Network:
         dtype = PRECISIONS[self.precision]
         return torch.autocast(self.device, dtype) if dtype else nullcontext()
 
-    def _most(self, pixels: int) -> float:
-        """Pixels of a box that the memory holds beside what the model holds of an image of so many."""
-        return (self.memory - pixels * self.model.held) / self.bytes_per_pixel
+    def _room(self, pixels: int) -> tuple[float, bool]:
+        """Pixels of a box that the memory holds beside what the model holds of an image of so many, and whether that is
+        every map of its way down: only where boxes stay so large that their margins cost less than computing it again.
+        """
+        room = lambda held: (self.memory - pixels * held) / self.bytes_per_pixel
+        keeping = room(self.model.held + self.model.kept)
+        return (keeping, True) if keeping >= ROOMY else (room(self.model.held), False)
 
 
 class Restorer(Network):

@@ -31,15 +31,15 @@ def shipped():
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(60, 400), st.integers(60, 400), st.booleans())
-def test_in_boxes_as_in_one_piece(height, width, varies):
+@given(st.integers(60, 400), st.integers(60, 400), st.booleans(), st.booleans())
+def test_in_boxes_as_in_one_piece(height, width, varies, keep):
     model, x = network(ends=True), torch.rand(1, 3, height, width) * 1.4 - 0.2
     level = torch.rand(1, 1, height, width) / 5 if varies else 0.2
     calls = []
     with torch.inference_mode():
-        parts = model.staged(x, level, 220**2, lambda: calls.append(1))
+        parts = model.staged(x, level, 220**2, lambda: calls.append(1), keep)
         assert torch.allclose(parts, model(x, level), atol=1e-5)
-    assert len(calls) == 2 * len(model.boxes(height, width, 220**2))
+    assert len(calls) == 2 * len(model.boxes(height, width, 220**2, keep))
     assert len(calls) > 2 or height * width <= 220**2 + 32 * 400
 
 
@@ -77,11 +77,33 @@ def test_sixteen_bits_are_of_the_network_not_of_the_image():
     """In boxes as in one piece, what is added to the image in float32 is not rounded with it."""
     x, model = torch.rand(3, 257, 300), network()
     whole, boxes = (Network(model, memory=memory, precision="bf16") for memory in (2e9, 1))
-    object.__setattr__(boxes, "_most", lambda pixels: 220**2)
     object.__setattr__(boxes, "parts", lambda height, width: ("boxes", 0))
-    for y in (whole.run(x, 0.2), boxes.run(x, 0.2)):
-        assert y.dtype == torch.float32 and float((y != y.bfloat16().float()).float().mean()) > 0.9
-    assert torch.allclose(whole.run(x, 0.2), boxes.run(x, 0.2), atol=0.01)
+    whole = whole.run(x, 0.2)
+    for keep in (False, True):
+        object.__setattr__(boxes, "_room", lambda pixels, keep=keep: (220**2, keep))
+        parts = boxes.run(x, 0.2)
+        for y in (whole, parts):
+            assert y.dtype == torch.float32 and float((y != y.bfloat16().float()).float().mean()) > 0.9
+        assert torch.allclose(whole, parts, atol=0.01)
+
+
+def test_maps_are_kept_where_there_is_room(shipped, monkeypatch):
+    """In 2 GB those of 13 megapixels, not of 50; then the way down is computed once, with half the margin."""
+    network = Network(shipped)
+    most, keep = network._room(4500 * 3000)
+    assert keep and 2**20 <= most < network._room(10**7)[0]
+    more, keep = network._room(50 * 10**6)
+    assert not keep and more == pytest.approx((2e9 - 50e6 * shipped.held) / network.bytes_per_pixel)
+    # 32 channels at a half and 64 at a quarter of the size, and of those at an eighth three maps
+    assert (shipped.kept, shipped.held) == (4 * (32 / 4 + 64 / 16), 3 * 4 * 128 / 64)
+    downs, down = [], shipped._down
+    monkeypatch.setattr(shipped, "_down", lambda *words: downs.append(1) or down(*words))
+    x = torch.rand(1, 3, 900, 700)
+    with torch.inference_mode():
+        for keep, ways in ((True, 1), (False, 2)):
+            downs.clear()
+            shipped.staged(x, 0.2, 640**2, keep=keep)
+            assert len(downs) == ways * len(shipped.boxes(900, 700, 640**2, keep)) > ways
 
 
 @settings(max_examples=100, deadline=None)
@@ -185,7 +207,8 @@ def test_a_part_taken_out_leaves_a_network(changes):
             assert y.shape == (2, 3, *size) and bool(y.isfinite().all())
         x = torch.rand(1, 3, 330, 250)
         assert len(model.boxes(330, 250, 220**2)) > 1
-        assert torch.allclose(model.staged(x, 0.2, 220**2), model(x, 0.2), atol=1e-5)
+        for keep in (False, True):
+            assert torch.allclose(model.staged(x, 0.2, 220**2, keep=keep), model(x, 0.2), atol=1e-5)
     model.train()(torch.rand(2, 3, 128, 96), 0.2).square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and bool(parameter.grad.any()), name

@@ -85,7 +85,7 @@ def test_files_of_the_shipped_weights(exported, tiny, tmp_path):
     assert shapes == {"noisy": image, "level": [1], "restored": image} and not ours
     for about, smallest in zip(facts, (1, 17)):
         assert about["name"] == DEFAULT and about["version"] == "kunet 0.1.0"
-        assert about["sigma"] == "trained for 3 to 60, in 8-bit levels"
+        assert about["sigma"] == "trained for 0 to 75, in 8-bit levels"
         assert f"float32 in [0, 1]; sides of {smallest} or more" in about["noisy"]
 
 

@@ -12,6 +12,8 @@ from kunet.denoise import Denoiser, denoise_paths
 from kunet.evaluate import noisy_version
 from kunet.images import add_noise, to_tensor, to_uint8
 from kunet.noise import LEAST, SIDE, _basis, _clipped_variance, estimate_sigma
+from kunet.runs import load_weights, save_weights
+from kunet.weights import find
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,12 @@ def test_the_level_is_said(kunet, photo):
 def test_what_was_not_trained_is_said_once(kunet, tmp_path):
     for name in ("a", "b"):
         Image.new("L", (60, 40), "gray").save(tmp_path / f"{name}.png")
-    result = kunet("denoise", tmp_path / "a.png", tmp_path / "b.png", "--sigma", "auto", "--quiet")
+    model, card = load_weights(find("kunet_tiny"))
+    card["recipe"]["task_args"]["sigma"] = [3, 60]
+    weights, recipe = tmp_path / "w.safetensors", card["recipe"]
+    save_weights(weights, model, recipe["model"], recipe["model_args"], card)
+    photos = tmp_path / "a.png", tmp_path / "b.png"
+    result = kunet("denoise", *photos, "--sigma", "auto", "--quiet", "--weights", weights)
     assert result.returncode == 0, result.stderr
     lines = result.stderr.strip().splitlines()
     assert [line.split(": ", 1)[1] for line in lines if "note" not in line] == ["sigma 0.0", "sigma 0.0"]

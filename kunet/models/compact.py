@@ -21,6 +21,12 @@ PROJECTIONS = ("kan", "linear", "mlp")
 SKIPS = ("add", "concat", "none")
 
 
+def _empty(like: Tensor, size: tuple[int, int], scale: int) -> Tensor:
+    """A map of a whole image of so many units, whose box is given."""
+    shape = (*like.shape[:2], size[0] * scale, size[1] * scale)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
 class TokenConv(nn.Sequential):
     """A 3x3 and a 1x1 convolution of the token map, ReLU between, with about as many parameters as attention has.
 
@@ -172,7 +178,7 @@ class CompactKUnet(nn.Module):
         self.head = nn.Conv2d((1 + ends) * channels * stem**2 + 1, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(stage(level) for level in range(len(widths)))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairs)
-        self.dim = dim = widths[-1]
+        self.widths, dim = tuple(widths), widths[-1]
         self.tokens = None
         if tokens:
             kan = grid_size, degree, grid_range
@@ -201,7 +207,12 @@ class CompactKUnet(nn.Module):
     @property
     def held(self) -> float:
         """Bytes a pixel, of float32, that ``staged`` holds on to between its boxes: the lowest maps, in and out."""
-        return 3 * 4 * self.dim * (2 / self.multiple) ** 2
+        return 3 * 4 * self.widths[-1] * (2 / self.multiple) ** 2
+
+    @property
+    def kept(self) -> float:
+        """Bytes a pixel, of float32, that it holds on to besides with ``keep``: each higher level's map."""
+        return sum(4 * width / (self.stem * 2**level) ** 2 for level, width in enumerate(self.widths[:-1]))
 
     def staged(
         self,
@@ -209,43 +220,53 @@ class CompactKUnet(nn.Module):
         noise_level,
         most: float,
         progress: Callable[[], None] = lambda: None,
+        keep: bool = False,
     ) -> Float[Tensor, "B C H W"]:
         """The same image as ``forward`` in less memory: down in boxes, the tokens as a whole, up in boxes.
 
         Each box is computed with as wide a margin as its convolutions look; the tokens, whose windows look far, are
-        few enough to be computed together. The way up computes the way down again, rather than hold its maps.
+        few enough to be computed together.
 
         Args:
-            most: pixels of a box, margin included (for the way up; those of the way down are smaller).
-            progress: called after every box; twice ``len(self.boxes(H, W, most))`` times.
+            most: pixels of a box, margin included.
+            progress: called after every box; twice ``len(self.boxes(H, W, most, keep))`` times.
+            keep: hold every level's map of the way down for the way up; else that computes the way down again, with
+                twice the margin, which takes more time and less memory.
         Raises: ValueError when ``most`` is too few for boxes that hold more than margin.
         """
         (height, width), unit = noisy.shape[-2:], self.multiple
-        boxes = self.boxes(height, width, most)
+        boxes = self.boxes(height, width, most, keep)
         if not boxes:
             raise ValueError(
-                f"CompactKUnet: boxes of {most:.3g} pixels cannot hold margins of {2 * self.reach * unit} pixels"
+                f"CompactKUnet: boxes of {most:.3g} pixels cannot hold margins of {self._margin(keep) * unit} pixels"
             )
         padded = pad_to_multiple(noisy, unit)
         size = padded.shape[-2] // unit, padded.shape[-1] // unit
         level = noise_map(noise_level, noisy, unit, self.stem)
-        down = lambda box: self._down(box.of(padded, unit), box.of(level, unit // self.stem))
-        low = middle = out = None
+        seen = lambda box: (box.of(padded, unit), box.of(level, unit // self.stem))
+        scales = [unit // self.stem >> i for i in range(len(self.widths))]  # pixels of each level's map in a unit
+        held = scales if keep else scales[-1:]
+        maps: list[Tensor] = []  # of the whole image
         for box in boxes:
-            seen = box.grown(self.reach, size)
-            deep = box.inside(seen).of(down(seen)[1][-1], 2)
-            if low is None:
-                low = deep.new_empty(*deep.shape[:2], 2 * size[0], 2 * size[1])
-            box.of(low, 2).copy_(deep)
+            wide = box.grown(self.reach, size)
+            found = self._down(*seen(wide))[1][-len(held) :]
+            if not maps:
+                maps = [_empty(x, size, scale) for x, scale in zip(found, held)]
+            for x, whole, scale in zip(found, maps, held):
+                box.of(whole, scale).copy_(box.inside(wide).of(x, scale))
+            del found, x  # else they would live beside the next box's
             progress()
-        middle, low = self._middle(low), None
+        middle, out = self._middle(maps.pop()), None
         for box in boxes:
-            inner, seen = box.grown(self.reach, size), box.grown(2 * self.reach, size)
-            top, kept = down(seen)
-            cut = inner.inside(seen)
-            scale = unit // self.stem
-            kept = [cut.of(x, scale >> i) for i, x in enumerate(kept[:-1])]
-            change = box.inside(inner).of(self._up(inner.of(middle, 2), kept, cut.of(top, scale)), unit)
+            wide = box.grown(self.reach, size)
+            if keep:  # of the head's map only the margin is wrong, further off than the tail looks
+                top, kept = self._top(*seen(wide)), [wide.of(x, scale) for x, scale in zip(maps, scales)]
+            else:
+                wider = box.grown(2 * self.reach, size)
+                top, kept = self._down(*seen(wider))
+                cut = wide.inside(wider)
+                top, kept = cut.of(top, scales[0]), [cut.of(x, scale) for x, scale in zip(kept[:-1], scales)]
+            change = box.inside(wide).of(self._up(wide.of(middle, 2), kept, top), unit)
             if out is None:
                 out = noisy.new_empty(*change.shape[:2], *padded.shape[-2:])  # of its precision, not of autocast's
             box.of(out, unit).copy_(change)
@@ -253,18 +274,24 @@ class CompactKUnet(nn.Module):
         out = out[..., :height, :width]
         return out.add_(noisy) if self.residual else out
 
-    def boxes(self, height: int, width: int, most: float) -> list[Box]:
+    def boxes(self, height: int, width: int, most: float, keep: bool = False) -> list[Box]:
         """The boxes of ``staged``, in units of ``multiple`` pixels; none where margins would fill most of them."""
         size = -(-height // self.multiple), -(-width // self.multiple)
-        return boxes(size, most / self.multiple**2, 2 * self.reach)
+        return boxes(size, most / self.multiple**2, self._margin(keep))
 
-    def _down(self, image: Float[Tensor, "B C H W"], level: Float[Tensor, "B 1 h w"]) -> tuple[Tensor, list[Tensor]]:
-        """(the head's map, each level's map) of an image whose sides are multiples."""
+    def _margin(self, keep: bool) -> int:
+        return self.reach if keep else 2 * self.reach
+
+    def _top(self, image: Float[Tensor, "B C H W"], level: Float[Tensor, "B 1 h w"]) -> Float[Tensor, "B D h w"]:
         x = F.pixel_unshuffle(image, self.stem)
         told = [x, level]
         if self.ends:
             told.append((x >= 1).to(x) - (x <= 0).to(x))
-        x = top = self.head(torch.cat(told, 1))
+        return self.head(torch.cat(told, 1))
+
+    def _down(self, image: Float[Tensor, "B C H W"], level: Float[Tensor, "B 1 h w"]) -> tuple[Tensor, list[Tensor]]:
+        """(the head's map, each level's map) of an image whose sides are multiples."""
+        x = top = self._top(image, level)
         kept = []
         for i, stage in enumerate(self.encoder):
             x = stage(self.down[i - 1](x) if i else x)
