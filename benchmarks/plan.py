@@ -55,10 +55,8 @@ def main(words: list[str] | None = None) -> None:
         )
     rows = {name: plan(name, args.gpus, args.peak, args.share) for name in args.recipes}
     settings = {"gpus": args.gpus, "peak_tflops": args.peak, "share_of_peak": args.share}
-    args.out.write_text(
-        json.dumps(provenance(" ".join(["python benchmarks/plan.py", *given])) | settings | {"recipes": rows}, indent=1)
-        + "\n"
-    )
+    results = provenance(" ".join(["python benchmarks/plan.py", *given])) | settings | {"recipes": rows}
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
     for name, row in rows.items():
         print(f"{name}: {row['gmacs_per_megapixel']} GMAC/MP, {row['gigapixels']} Gpx, {row['hours']} h")
 

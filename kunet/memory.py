@@ -14,9 +14,9 @@ def reuse() -> None:
     """Let this process keep the memory that it frees, for the next map of the network, and take more in huge pages.
 
     Call it once, before the first tensor. Else glibc gives every large map back to the system, which has to hand out
-    empty pages of 4 KB for the next one: a third of the time of a photo of 2K, and two fifths of that of one of 13
-    megapixels. The maps above ``LARGEST`` still go back and come anew, in pages of 2 MB where Linux allows it, which
-    costs little. Other systems and C libraries are left as they are.
+    empty pages of 4 KB for the next one, one fault at a time: much of the time of a large photo. The maps above
+    ``LARGEST`` still go back and come anew, in pages of 2 MB where Linux allows it, which costs little. Other systems
+    and C libraries are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
