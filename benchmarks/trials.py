@@ -26,7 +26,7 @@ from kunet import evaluate, recipes
 from kunet.data import Crops
 from kunet.denoise import Denoiser
 from kunet.restore import Network
-from kunet.train import build, train
+from kunet.train import build, plan, train
 
 WORKERS, CALIBRATION = 2, 0.06  # trials at a time; share of the budget spent on timing steps
 
@@ -78,7 +78,7 @@ def seconds_a_step(recipe: recipes.Recipe, examples: Sequence, budget: float, de
     torch.manual_seed(recipe.seed)
     model, task = build(recipe)
     model = model.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.lr, fused=True)
+    optimizer = plan.optimizer(model, recipe)
     phase, taken = recipe.phases[0], []
     while len(taken) < 4 or sum(taken) < budget:
         start, first = now(device), len(taken) * phase.batch

@@ -41,6 +41,26 @@ def test_log_mse_is_psnr_in_other_words(pair):
     assert float(decibels) == pytest.approx(float(metrics.psnr(*pair).mean()), abs=1e-3)
 
 
+def test_a_floor_evens_out_what_levels_weigh():
+    """The gradient of a network's output: of ln(MSE) it grows as 1 / sigma, floored it stays within a factor of 3."""
+    clean = torch.full((1, 3, 32, 32), 0.5)
+    error = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+
+    def pull(objective, rms):
+        restored = (clean + rms * error).requires_grad_()
+        return float(torch.autograd.grad(objective(restored, clean), restored)[0].norm())
+
+    left = [0.002, 0.005, 0.02, 0.04, 0.05]  # a denoiser's root mean square error at sigma 1 to 75
+    assert pull(metrics.log_mse, left[0]) > 20 * pull(metrics.log_mse, left[-1])
+    pulls = [pull(metrics.floored_log_mse, rms) for rms in left[1:]]
+    assert max(pulls) < 3 * min(pulls)
+    assert pull(metrics.floored_log_mse, left[0]) < max(pulls)
+    strong = clean + 0.3 * error
+    assert float(metrics.floored_log_mse(strong, clean)) == pytest.approx(
+        float(metrics.log_mse(strong, clean)), abs=0.01
+    )
+
+
 def test_shapes_must_agree(pair):
     with pytest.raises(ValueError, match="must both be"):
         metrics._check(pair[0][:, :, :5], pair[1])  # psnr and ssim begin with it

@@ -354,7 +354,7 @@ def test_every_objective_of_segment_learns():
         ("denoise", {"focus_share": 1.5}, "shares lie in 0..1"),
         ("denoise", {"map_share": -0.1}, "map_share -0.1; shares lie in 0..1"),
         ("denoise", {"colour": "blue"}, "do not fit denoise"),
-        ("denoise", {"objective": "dice"}, "objective is 'dice'; it must be one of log_mse, l1"),
+        ("denoise", {"objective": "dice"}, "objective is 'dice'; it must be one of log_mse, floored_log_mse, l1"),
         ("deblur", {"length": [9, 3]}, r"deblur: length \(9, 3\); two numbers in 0..200, lowest first"),
         ("deblur", {"spread": [0, 3]}, r"deblur: spread \(0, 3\); two numbers in 0.1..50"),
         ("deblur", {"angle": [0, 90, 180]}, "deblur: angle"),

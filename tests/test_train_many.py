@@ -69,7 +69,9 @@ def test_two_processes_equal_one(tmp_path, many):
     assert two.status() == ("done", 20)
 
 
-@pytest.mark.parametrize("changes", [{}, KANS | {"micro_batch": 1}], ids=["plain", "grids and pieces"])
+@pytest.mark.parametrize(
+    "changes", [{}, KANS | {"micro_batch": 1, "optimizer": "muon"}], ids=["plain", "grids, pieces and muon"]
+)
 def test_resume_on_two_is_bit_identical(tmp_path, many, changes):
     many(("whole", 0), ("pieces", 1), ("pieces", 7), ("pieces", 0), **changes)
     whole, pieces = Run(tmp_path / "whole"), Run(tmp_path / "pieces")

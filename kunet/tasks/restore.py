@@ -20,7 +20,8 @@ class Restoration:
     """What the restoring tasks share: photos, a loss between images, PSNR.
 
     Args:
-        objective: "log_mse" (the mean of ln MSE), or "l1" (the mean absolute error of KBNet's and KiT's recipes).
+        objective: "log_mse" (the mean of ln MSE), "floored_log_mse" (of ln(MSE + 3e-4), for levels of noise from 0
+            on), or "l1" (the mean absolute error of KBNet's and KiT's recipes).
     """
 
     objective: str = "log_mse"

@@ -1,4 +1,4 @@
-"""What a recipe means: its model and task, each step's crops and learning rate."""
+"""What a recipe means: its model, task and optimiser, each step's crops and learning rate."""
 
 import math
 import os
@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from kunet import models, tasks
@@ -14,6 +15,7 @@ from kunet.models.compact import CompactKUnet
 from kunet.models.grow import grow
 from kunet.recipes import Phase, Recipe
 from kunet.runs import load_weights
+from kunet.train.muon import Muon
 from kunet.weights import find
 
 MAY_CHANGE = (
@@ -62,6 +64,14 @@ def check(recipe: Recipe, device: str, size: int) -> None:
                 f"recipe {recipe.name!r}: a batch of {phase.batch} crops cannot be shared equally by {size} processes;"
                 f" give phases with a batch that {size} divides, or start fewer processes"
             )
+
+
+def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """What moves the model's weights."""
+    args = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "muon":
+        return Muon(model.parameters(), dtype=torch.bfloat16 if recipe.precision == "bf16" else torch.float32, **args)
+    return torch.optim.AdamW(model.parameters(), fused=True, **args)
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

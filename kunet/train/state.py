@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kunet.kan import training as kan
 from kunet.recipes import Recipe
+from kunet.train import plan
 from kunet.train.feed import Examples, Step, keys
 
 
@@ -23,9 +24,7 @@ class State:
     def __init__(self, model: nn.Module, recipe: Recipe):
         self.model = model
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), recipe.lr, recipe.betas, weight_decay=recipe.weight_decay, fused=True
-        )
+        self.optimizer = plan.optimizer(model, recipe)
         self.done, self.skipped, self.losses, self.best = 0, 0, [], [0, -math.inf]
 
     def saved(self) -> dict[str, Any]:
