@@ -41,20 +41,23 @@ def test_log_mse_is_psnr_in_other_words(pair):
     assert float(decibels) == pytest.approx(float(metrics.psnr(*pair).mean()), abs=1e-3)
 
 
-def test_a_floor_evens_out_what_levels_weigh():
-    """The gradient of a network's output: of ln(MSE) it grows as 1 / sigma, floored it stays within a factor of 3."""
+def test_a_floor_evens_out_what_levels_pull():
+    """The length of the gradient at the output: of ln(MSE) it is 1 / rms, floored rms / (rms^2 + c), at most at c."""
     clean = torch.full((1, 3, 32, 32), 0.5)
     error = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    error /= error.square().mean().sqrt()
 
     def pull(objective, rms):
         restored = (clean + rms * error).requires_grad_()
         return float(torch.autograd.grad(objective(restored, clean), restored)[0].norm())
 
-    left = [0.002, 0.005, 0.02, 0.04, 0.05]  # a denoiser's root mean square error at sigma 1 to 75
-    assert pull(metrics.log_mse, left[0]) > 20 * pull(metrics.log_mse, left[-1])
-    pulls = [pull(metrics.floored_log_mse, rms) for rms in left[1:]]
-    assert max(pulls) < 3 * min(pulls)
-    assert pull(metrics.floored_log_mse, left[0]) < max(pulls)
+    left = [0.006, 0.012, 0.018, 0.023, 0.038, 0.044]  # about what the released weights leave of sigma 1 to 75
+    plain, floored = ([pull(f, rms) for rms in left] for f in (metrics.log_mse, metrics.floored_log_mse))
+    assert plain[0] / plain[-1] == pytest.approx(left[-1] / left[0], rel=0.01)
+    for rms, found, before in zip(left, floored, plain):
+        assert found / before == pytest.approx(rms**2 / (rms**2 + 3e-4), rel=0.01)
+    assert max(floored) < 2 * min(floored) and max(plain) > 7 * min(plain)
+    assert pull(metrics.floored_log_mse, 1e-5) < 0.01 * max(floored)
     strong = clean + 0.3 * error
     assert float(metrics.floored_log_mse(strong, clean)) == pytest.approx(
         float(metrics.log_mse(strong, clean)), abs=0.01

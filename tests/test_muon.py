@@ -37,14 +37,14 @@ def test_singular_values_become_about_one(shape):
     torch.testing.assert_close(inner, torch.diag_embed(values), rtol=0, atol=1e-4)
 
 
-def test_a_step_is_as_large_as_one_of_adamw():
+def test_a_step_is_a_fifth_of_the_rate_long():
     weight = nn.Parameter(torch.zeros(64, 32, 3, 3))
     steps(Muon([weight], lr=0.01, weight_decay=0), weight, 1)
     assert float(weight.detach().square().mean().sqrt()) == pytest.approx(0.2 * 0.01, rel=0.2)
 
 
 def test_what_mixes_no_features_is_left_to_adamw():
-    shapes = {"bias": (8,), "depthwise": (8, 1, 3, 3)}
+    shapes = {"bias": (8,), "depthwise": (8, 1, 3, 3), "scale of a channel": (1, 8, 1, 1)}
     ours, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes.values()] for _ in range(2))
     for parameters, optimizer in ((ours, Muon(ours)), (theirs, torch.optim.AdamW(theirs, betas=(0.9, 0.95)))):
         for parameter in parameters:

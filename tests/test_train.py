@@ -206,6 +206,8 @@ def test_another_model_in_the_folder(tmp_path):
         train(few(model="unet", model_args={"widths": [4]}), tmp_path / "run", progress=False)
     with pytest.raises(ValueError, match="was started with seed 0, not 5"):
         train(few(seed=5), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="was started with optimizer 'adamw', not 'muon'"):
+        train(few(optimizer="muon"), tmp_path / "run", progress=False)
     with pytest.raises(ValueError, match="is at step 2 of 1"):
         train(few(steps=1), tmp_path / "run", progress=False)
 

@@ -55,13 +55,15 @@ class Recipe:
     steps: int = Field(ge=1, description="optimiser steps in all")
     phases: list[Phase] = Field(min_length=1, description="crop sizes in turn; shares add up to 1")
     optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw", description="AdamW for all weights, or Muon for those that mix features"
+        default="adamw",
+        description="muon: for matrices and convolutions, steps as strong in every direction, which take longer; AdamW"
+        " for the rest",
     )
     lr: float = Field(default=1e-3, gt=0, description="the learning rate on the plateau")
     warmup: int = Field(default=200, ge=0, description="steps of linear warm-up")
     schedule: Literal["plateau", "cosine"] = Field(default="plateau", description="of lr after the warm-up")
     decay: float = Field(default=0.3, ge=0, le=1, description="last share of a plateau's steps, in which lr falls to 0")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's moment decay rates")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's moment decay rates, beside muon too")
     weight_decay: float = Field(default=1e-4, ge=0, description="decoupled weight decay")
     clip: float = Field(default=5.0, gt=0, description="largest gradient norm")
     control_l1: float = Field(default=0, ge=0, description="weight of the mean |c| of each KAN layer in the loss")
