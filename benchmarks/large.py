@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def exponents(rows: list[dict]) -> dict:
 def forms(weights: str, size: tuple[int, int], turns: int) -> dict:
     """Seconds on one large picture, and PSNR on the bundled held-out photos, of each form of the network."""
     plain = Denoiser.load(weights, memory=1e12)
-    tables = Denoiser(with_tables(plain.model), 1e12, trained_sigma=plain.trained_sigma)
+    tables = replace(plain, model=with_tables(plain.model))
     found = {"fp32": plain, "bf16": Denoiser.load(weights, 1e12, precision="bf16"), "tables": tables}
     x = torch.rand(3, size[1], size[0], generator=torch.Generator().manual_seed(0))
     seconds = defaultdict(list)

@@ -59,7 +59,7 @@ def step_seconds(args: argparse.Namespace, rounds: int = 15) -> dict[str, float]
     The ratio is the median over rounds, in which the two take turns: whatever slows a round slows both.
     """
     path, of = args.folder / "steps.json", {"network": ablate.BASE, "data": args.data}
-    if path.exists() and (found := json.loads(path.read_text()))["of"] == of:
+    if path.exists() and (found := json.loads(path.read_text())).get("of") == of:
         return found["seconds"]
     plain = {name: recipe(f"{name} log_mse", args.data, 1e-3, 0) | {"steps": 1} for name in ("adamw", "muon")}
     made = {name: recipes.build("optimise", content) for name, content in plain.items()}

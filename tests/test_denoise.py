@@ -1,6 +1,7 @@
 """Photos in, photos out: every mode, every size, nothing lost."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,38 @@ def untrained(folder, **task_args):
     torch.manual_seed(0)
     save_weights(folder / "w.safetensors", FFDNet(**args), "ffdnet", args, card)
     return str(folder / "w.safetensors")
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1, 2, 3, 5])
+def test_hardly_any_noise_is_not_made_worse(shipped, sigma):
+    """Nor is the rest of a photo's own grain taken for a fault, which all but one of these have."""
+    whole = replace(shipped, own_error=0)
+    for name, pixels in bundled("heldout").items():
+        clean = to_tensor(pixels)[:, :384, :384]
+        noisy = noisy_version(clean, sigma, seed=0)
+        error = lambda x, clean=clean: float((x - clean).square().mean())
+        found = error(shipped(noisy, sigma))
+        assert found < error(whole(noisy, sigma))
+        assert found < error(noisy) or name != "chelsea"
+
+
+def test_a_photo_without_noise_stays_as_it_is(shipped):
+    clean = to_tensor(bundled("heldout").popitem()[1])[:, :70, :90]
+    assert torch.equal(shipped(clean, 0), clean)
+    level = torch.zeros(70, 90)
+    level[:, 45:] = 30
+    restored = shipped(clean, level)
+    assert torch.equal(restored[..., :45], clean[..., :45]) and not torch.equal(restored, clean)
+
+
+def test_of_the_change_a_share_is_made():
+    x = torch.rand(3, 40, 40)
+    for sigma in (0, 1, 2, 50):
+        share = sigma**2 / (sigma**2 + 2**2)
+        assert torch.allclose(Denoiser(Halve(), own_error=2)(x, sigma), x - share * x / 2, atol=1e-6)
+    assert torch.equal(Denoiser(Halve(), own_error=2, blind=True)(x, 1), x / 2)  # which nobody tells the level
+    high = Denoiser(Halve(), trained_sigma=(0, 25), own_error=50)(x, 50)  # half of the contrast, and back
+    assert torch.allclose(high, ((x + x / 2 - 0.25) / 2).clamp(min=0), atol=1e-6)
 
 
 def test_untrained_are_not_told_the_level(tmp_path):
