@@ -3,11 +3,13 @@
 Usage:
     python benchmarks/large.py [--weights kunet_tiny] [--most 25] [--quick] [--out book/results/large.json]
 
-Every size is timed in a process of its own by `kunet benchmark`, once with all the memory it likes and once with 2 GB
-for the network, so each row's peak is its own. Exponents are slopes of a straight line through log(seconds), or
-log(memory beyond an idle process), over log(pixels). The cheaper forms are compared on the bundled held-out photos
-(quality) and on one large picture (time, in turns). The profile adds up the time of the network's parts, a median over
-passes. The equality is the largest difference between an image in boxes and as a whole, over 20 random sizes.
+Every size is timed in a process of its own by `kunet benchmark`, with all the memory it likes and with 2 GB for the
+network, so each row's peak is its own. All sizes take their turns in each of several rounds, so that a slow minute of
+the machine is not taken for a slow size; seconds are medians over all passes of all rounds. Of all released weights one
+photo of 2040x1356 is timed so. Exponents are slopes of a straight line through log(seconds), or log(memory beyond an
+idle process), over log(pixels). The cheaper forms are compared on the bundled held-out photos (quality) and on one
+large picture (time, in turns). The profile adds up the time of the network's parts, a median over passes. The equality
+is the largest difference between an image in boxes and as a whole, over 20 random sizes.
 """
 
 import argparse
@@ -32,33 +34,43 @@ from kunet.evaluate import evaluate, noisy_version
 from kunet.kan.tables import with_tables
 from kunet.memory import reuse
 from kunet.restore import Network
+from kunet.weights import released
 
 RESULTS = Path("book/results/large.json")
 SIZES = ((624, 416), (1248, 832), (2040, 1356), (3000, 2000), (4500, 3000), (6120, 4080))
 QUICK_SIZES = ((96, 64), (192, 128), (624, 416))
+LARGE = 4e6
+"""Pixels from which on a round makes one pass, after one to warm up."""
 MEMORY = {"whole": 1000.0, "in 2 GB": 2.0}
 """GB for the network, by the name of the row."""
 
 
 def measure(size: tuple[int, int], memory: float, weights: str, repeats: int) -> dict:
-    """One size in a process of its own: median seconds, how it was computed, peak memory."""
+    """One size in a process of its own: seconds of each pass, how it was computed, peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "row.json"
         words = ["benchmark", "--sizes", f"{size[0]}x{size[1]}", "--weights", weights, "--memory", str(memory)]
         command = [sys.executable, "-m", "kunet", *words, "--repeats", str(repeats), "--json", str(file)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         (row,) = json.loads(file.read_text())["rows"]
-    idle = row["peak_mb"] - row["added_mb"]
+    return row
+
+
+def summary(size: tuple[int, int], rounds: list[dict]) -> dict:
+    """Of one size's rounds: median seconds and their spread over all passes, the highest peak of memory."""
+    seconds = [second for row in rounds for second in row["seconds"]]
+    highest = max(rounds, key=lambda row: row["peak_mb"])
     return {
         "width": size[0],
         "height": size[1],
         "megapixels": round(size[0] * size[1] / 1e6, 3),
-        "how": row["how"],
-        "parts": row["parts"],
-        "seconds": statistics.median(row["seconds"]),
-        "spread": [min(row["seconds"]), max(row["seconds"])],
-        "peak_mb": row["peak_mb"],
-        "idle_mb": idle,
+        "how": highest["how"],
+        "parts": highest["parts"],
+        "seconds": statistics.median(seconds),
+        "spread": [min(seconds), max(seconds)],
+        "passes": len(seconds),
+        "peak_mb": highest["peak_mb"],
+        "idle_mb": highest["peak_mb"] - highest["added_mb"],
     }
 
 
@@ -161,11 +173,10 @@ def main(words: list[str] | None = None) -> None:
     args = parser.parse_args(words)
     if args.quick and args.out.resolve() == RESULTS.resolve():
         parser.error("--quick measures too little to be quoted: give another --out")
-    sizes, repeats = (QUICK_SIZES, 1) if args.quick else (SIZES, 3)
+    sizes, rounds, repeats = (QUICK_SIZES, 1, 1) if args.quick else (SIZES, 3, 3)
     sizes = [size for size in sizes if size[0] * size[1] <= args.most * 1e6]
     if len(sizes) < 2:
         parser.error(f"--most {args.most:g} leaves {len(sizes)} sizes; two are needed for an exponent")
-    photo = QUICK_SIZES[1] if args.quick else (2040, 1356)
     model = Denoiser.load(args.weights).model
     command = f"python benchmarks/large.py --weights {args.weights} --most {args.most:g}" + " --quick" * args.quick
     largest = max(width * height for width, height in sizes) / 1e6
@@ -175,14 +186,21 @@ def main(words: list[str] | None = None) -> None:
         "rows": {},
         "exponents": {},
     }
-    for name, memory in MEMORY.items():
-        rows = []
-        for size in sizes:
-            rows.append(measure(size, memory, args.weights, repeats))
-            row = rows[-1]
-            print(f"{name}: {size[0]}x{size[1]} {row['seconds']:.2f} s, {row['peak_mb']} MB, {row['how']}", flush=True)
-        results["rows"][name] = rows
-        results["exponents"][name] = exponents(rows)
+    photo = QUICK_SIZES[1] if args.quick else (2040, 1356)
+    wanted = [(how, size, args.weights) for how in MEMORY for size in sizes]
+    wanted += [("whole", photo, name) for name in released() if ("whole", photo, name) not in wanted]
+    rows = defaultdict(list)
+    for turn in range(rounds):
+        for how, size, name in wanted:
+            row = measure(size, MEMORY[how], name, 1 if size[0] * size[1] > LARGE else repeats)
+            rows[how, size, name].append(row)
+            words = f"round {turn + 1}, {name}, {how}: {size[0]}x{size[1]}"
+            print(f"{words} {statistics.median(row['seconds']):.2f} s, {row['how']}", flush=True)
+    summaries = {key: summary(key[1], found) for key, found in rows.items()}
+    for how in MEMORY:
+        results["rows"][how] = [summaries[how, size, args.weights] for size in sizes]
+        results["exponents"][how] = exponents(results["rows"][how])
+    results["released"] = {name: summaries["whole", photo, name] for name in released()}
     results["forms"] = forms(args.weights, photo, repeats)
     results["profile"] = profile(model, photo, repeats)
     results["equality"] = equality(model, 2 if args.quick else 20)

@@ -28,6 +28,7 @@ def test_a_small_run_writes_what_is_documented(bench, tmp_path, monkeypatch):
     assert set(results["rows"]) == set(results["exponents"]) == {"whole", "in 2 GB"}
     for row in results["rows"]["whole"]:
         assert row["how"] == "whole" and row["seconds"] > 0 and row["peak_mb"] >= row["idle_mb"] > 0
+    assert results["released"][results["weights"]]["width"] == 96
     assert set(results["forms"]) == {"fp32", "bf16", "tables"} and results["forms"]["fp32"]["loss_db"] == 0
     assert abs(results["forms"]["tables"]["loss_db"]) < 0.05 and abs(results["forms"]["bf16"]["loss_db"]) < 0.1
     assert sum(results["profile"].values()) == pytest.approx(1, abs=0.01)
@@ -36,6 +37,16 @@ def test_a_small_run_writes_what_is_documented(bench, tmp_path, monkeypatch):
 def test_a_quick_run_does_not_overwrite_the_results(bench):
     with pytest.raises(SystemExit, match="2"):
         bench.main(["--quick", "--out", str(bench.RESULTS)])
+
+
+def test_a_size_is_summed_up_over_its_rounds(bench):
+    rounds = [
+        {"seconds": [3.0, 1.0], "peak_mb": 300, "added_mb": 100, "how": "whole", "parts": 1},
+        {"seconds": [2.0], "peak_mb": 400, "added_mb": 150, "how": "whole", "parts": 1},
+    ]
+    found = bench.summary((1000, 500), rounds)
+    assert (found["seconds"], found["spread"], found["passes"]) == (2.0, [1.0, 3.0], 3)
+    assert (found["megapixels"], found["peak_mb"], found["idle_mb"]) == (0.5, 400, 250)
 
 
 def test_exponents(bench):
