@@ -5,11 +5,11 @@ Usage:
 
 Every size is timed in a process of its own by `kunet benchmark`, with all the memory it likes and with 2 GB for the
 network, so each row's peak is its own. All sizes take their turns in each of several rounds, so that a slow minute of
-the machine is not taken for a slow size; seconds are medians over all passes of all rounds. Of all released weights one
-photo of 2040x1356 is timed so. Exponents are slopes of a straight line through log(seconds), or log(memory beyond an
-idle process), over log(pixels). The cheaper forms are compared on the bundled held-out photos (quality) and on one
-large picture (time, in turns). The profile adds up the time of the network's parts, a median over passes. The equality
-is the largest difference between an image in boxes and as a whole, over 20 random sizes.
+the machine is not taken for a slow size; seconds are medians over all passes of all rounds. Exponents are slopes of a
+straight line through log(seconds), or log(memory beyond an idle process), over log(pixels). The cheaper forms are
+compared on the bundled held-out photos (quality) and on one large picture (time, in turns). The profile adds up the
+time of the network's parts, a median over passes. The equality is the largest difference between an image in boxes and
+as a whole, over 20 random sizes.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,6 @@ from kunet.evaluate import evaluate, noisy_version
 from kunet.kan.tables import with_tables
 from kunet.memory import reuse
 from kunet.restore import Network
-from kunet.weights import released
 
 RESULTS = Path("book/results/large.json")
 SIZES = ((624, 416), (1248, 832), (2040, 1356), (3000, 2000), (4500, 3000), (6120, 4080))
@@ -187,20 +187,16 @@ def main(words: list[str] | None = None) -> None:
         "exponents": {},
     }
     photo = QUICK_SIZES[1] if args.quick else (2040, 1356)
-    wanted = [(how, size, args.weights) for how in MEMORY for size in sizes]
-    wanted += [("whole", photo, name) for name in released() if ("whole", photo, name) not in wanted]
-    rows = defaultdict(list)
+    measured = defaultdict(list)
     for turn in range(rounds):
-        for how, size, name in wanted:
-            row = measure(size, MEMORY[how], name, 1 if size[0] * size[1] > LARGE else repeats)
-            rows[how, size, name].append(row)
-            words = f"round {turn + 1}, {name}, {how}: {size[0]}x{size[1]}"
+        for name, size in product(MEMORY, sizes):
+            row = measure(size, MEMORY[name], args.weights, 1 if size[0] * size[1] > LARGE else repeats)
+            measured[name, size].append(row)
+            words = f"round {turn + 1}, {name}: {size[0]}x{size[1]}"
             print(f"{words} {statistics.median(row['seconds']):.2f} s, {row['how']}", flush=True)
-    summaries = {key: summary(key[1], found) for key, found in rows.items()}
-    for how in MEMORY:
-        results["rows"][how] = [summaries[how, size, args.weights] for size in sizes]
-        results["exponents"][how] = exponents(results["rows"][how])
-    results["released"] = {name: summaries["whole", photo, name] for name in released()}
+    for name in MEMORY:
+        results["rows"][name] = [summary(size, measured[name, size]) for size in sizes]
+        results["exponents"][name] = exponents(results["rows"][name])
     results["forms"] = forms(args.weights, photo, repeats)
     results["profile"] = profile(model, photo, repeats)
     results["equality"] = equality(model, 2 if args.quick else 20)
