@@ -1,7 +1,7 @@
 """Denoise photos: noise of a stated level, files and folders of any size, on any machine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -52,12 +52,17 @@ class Denoiser(Network):
 
     @classmethod
     def load(
-        cls, weights: str = DEFAULT, memory: float = 2e9, device: str = "cpu", precision: str = "fp32"
+        cls,
+        weights: str = DEFAULT,
+        memory: float = 2e9,
+        device: str = "cpu",
+        precision: str = "fp32",
+        ensemble: int = 1,
     ) -> "Denoiser":
         """From released weights by name, or a .safetensors file by path. Raises: ValueError."""
-        network, args = cls.open(weights, memory, device, precision, ("denoise",))
+        network, args = cls.open(weights, memory, device, precision, ensemble, ("denoise",))
         sigma, blind = tuple(args.get("sigma", Denoise.sigma)), args.get("blind", Denoise.blind)
-        return cls(network.model, memory, device, precision, sigma, blind, OWN_ERROR)
+        return replace(network, trained_sigma=sigma, blind=blind, own_error=OWN_ERROR)
 
     @torch.inference_mode()
     def __call__(

@@ -7,7 +7,7 @@ says what they show; noise of a stated level has a room of its own, ``denoise``.
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -31,6 +31,8 @@ MARGIN = 1.45
 ROOMY = 2**20
 """Pixels of a box, margins included, from which on holding the maps of the way down is quicker than computing again."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+ORIENTATIONS = ((0, False), (0, True), (2, False), (2, True), (1, False), (1, True), (3, False), (3, True))
+"""(quarter turns, mirrored left to right) of the copies of an ensemble: the first 1, 2, 4 or 8 of them."""
 COLOURS = ((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0))
 """Of classes in a mask, background first, then again from the second on (M. Okabe and K. Ito's palette)."""
 
@@ -45,21 +47,28 @@ class Network:
             comes on top); larger images are computed in parts.
         device: of torch.
         precision: one of PRECISIONS; the halved ones compute convolutions and products in 16 bits.
-    Raises: ValueError for another precision.
+        ensemble: 1, 2, 4 or 8: the output is the mean of what the network makes of so many turned and mirrored copies
+            of the image, each turned back. That takes so many times as long.
+    Raises: ValueError for another precision or ensemble.
+    Source: of the ensemble, R. Timofte et al., "Seven Ways to Improve Example-Based Single Image Super Resolution",
+        arXiv 1511.02228; B. Lim et al., arXiv 1707.02921, who call it geometric self-ensemble.
     """
 
     model: nn.Module
     memory: float = 2e9
     device: str = "cpu"
     precision: str = "fp32"
+    ensemble: int = 1
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        if self.ensemble not in (1, 2, 4, 8):
+            raise ValueError(f"ensemble is {self.ensemble!r}; it must be 1, 2, 4 or 8 turned and mirrored copies")
 
     @classmethod
     def open(
-        cls, weights: str, memory: float, device: str, precision: str, tasks: tuple[str, ...]
+        cls, weights: str, memory: float, device: str, precision: str, ensemble: int, tasks: tuple[str, ...]
     ) -> "tuple[Network, dict]":
         """(network, arguments of its task) from weights by name or path. Raises: ValueError, also for another task."""
         model, card = load_weights(find(weights))
@@ -67,7 +76,7 @@ class Network:
         if task not in tasks:
             verb = task if task in ("denoise", "segment") else "restore"
             raise ValueError(f"{weights}: was trained for the task {task}; use kunet {verb}")
-        return cls(model.to(device, memory_format=torch.channels_last), memory, device, precision), args
+        return cls(model.to(device, memory_format=torch.channels_last), memory, device, precision, ensemble), args
 
     @cached_property
     def bytes_per_pixel(self) -> float:
@@ -96,7 +105,10 @@ class Network:
 
     def steps(self, height: int, width: int) -> int:
         """How often ``progress`` is called for an image of this size."""
-        return self.parts(height, width)[1]
+        return sum(
+            self.parts(*((width, height) if turns % 2 else (height, width)))[1]
+            for turns, _ in ORIENTATIONS[: self.ensemble]
+        )
 
     @torch.inference_mode()
     def run(
@@ -106,6 +118,19 @@ class Network:
         progress: Callable[[], None] = lambda: None,
     ) -> Float[Tensor, "O H W"]:
         """The model's own output for one image, in float32; level is sigma / 255, of all pixels or of each."""
+        if self.ensemble == 1:
+            return self._once(x, level, progress)
+        total = 0
+        for turns, mirror in ORIENTATIONS[: self.ensemble]:
+            copy, its_level = (turned(z, turns, mirror) if isinstance(z, Tensor) else z for z in (x, level))
+            y = self._once(copy, its_level, progress).rot90(-turns, (-2, -1))
+            total = total + (y.flip(-1) if mirror else y)
+        return total / self.ensemble
+
+    def _once(
+        self, x: Float[Tensor, "C H W"], level: float | Float[Tensor, "H W"], progress: Callable[[], None]
+    ) -> Float[Tensor, "O H W"]:
+        """What the network makes of one copy of the image."""
         (height, width), varies = x.shape[1:], isinstance(level, Tensor)
         x = x[None].to(self.device)
         level = level[None, None].to(self.device) if varies else level
@@ -145,9 +170,12 @@ class Restorer(Network):
     """Photos mended by a network that needs to be told nothing: of blur, rain, or noise of any level."""
 
     @classmethod
-    def load(cls, weights: str, memory: float = 2e9, device: str = "cpu", precision: str = "fp32") -> "Restorer":
+    def load(
+        cls, weights: str, memory: float = 2e9, device: str = "cpu", precision: str = "fp32", ensemble: int = 1
+    ) -> "Restorer":
         """From a .safetensors file. Raises: ValueError, also for weights of segmentation or of a stated noise."""
-        network, args = cls.open(weights, memory, device, precision, ("deblur", "derain", "pairs", "denoise"))
+        kinds = ("deblur", "derain", "pairs", "denoise")
+        network, args = cls.open(weights, memory, device, precision, ensemble, kinds)
         if task_of(weights)[0] == "denoise" and not args.get("blind", Denoise.blind):
             raise ValueError(f"{weights}: must be told the noise; use kunet denoise --sigma")
         return network
@@ -179,10 +207,12 @@ class Segmenter(Network):
     size: int | None = None
 
     @classmethod
-    def load(cls, weights: str, memory: float = 2e9, device: str = "cpu", precision: str = "fp32") -> "Segmenter":
+    def load(
+        cls, weights: str, memory: float = 2e9, device: str = "cpu", precision: str = "fp32", ensemble: int = 1
+    ) -> "Segmenter":
         """From a .safetensors file. Raises: ValueError, also for weights of another task."""
-        network, args = cls.open(weights, memory, device, precision, ("segment",))
-        return cls(network.model, memory, device, precision, args.get("size", Segment.size))
+        network, args = cls.open(weights, memory, device, precision, ensemble, ("segment",))
+        return replace(network, size=args.get("size", Segment.size))
 
     def steps(self, height: int, width: int) -> int:
         return super().steps(self.size or height, self.size or width)
@@ -212,6 +242,11 @@ class Segmenter(Network):
         cycle = [COLOURS[0], *(COLOURS[1 + i % (len(COLOURS) - 1)] for i in range(255))]
         mask.putpalette([value for colour in cycle for value in colour])
         return mask
+
+
+def turned(x: Float[Tensor, "*C H W"], turns: int, mirror: bool) -> Float[Tensor, "*C h w"]:
+    """A copy of an image, mirrored left to right, then turned by quarters counter-clockwise."""
+    return (x.flip(-1) if mirror else x).rot90(turns, (-2, -1))
 
 
 def task_of(weights: str) -> tuple[str, dict]:

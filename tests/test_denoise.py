@@ -160,6 +160,41 @@ def test_a_network_with_a_map_in_tiles():
     assert torch.equal(Denoiser(model)(x, constant), Denoiser(model)(x, 20))
 
 
+class Ramp(nn.Module):
+    """Its change depends on where a pixel lies and on the level there, in no symmetric way."""
+
+    def forward(self, x, level=0.0):
+        rows, columns = (torch.arange(side) / 100 for side in x.shape[-2:])
+        return x + (2 * rows[:, None] + columns) * level
+
+
+@pytest.mark.parametrize("memory", [2e9, 1])
+def test_an_ensemble_is_the_mean_over_turned_and_mirrored_copies(memory):
+    """Of 8 copies the result turns with the image, as of 1 it does not; of 2 it has the mean of both columns' ends."""
+    x, levels = torch.rand(3, 300, 450) / 2 + 0.2, torch.rand(300, 450)
+    many, calls = Denoiser(Ramp(), memory, ensemble=8), []
+    y = many(x, levels, lambda: calls.append(1))
+    assert len(calls) == many.steps(300, 450) == 8 * Denoiser(Ramp(), memory).steps(300, 450)
+    for turns in range(1, 4):
+        assert torch.allclose(many(x.rot90(turns, (1, 2)), levels.rot90(turns)).rot90(-turns, (1, 2)), y, atol=1e-6)
+    assert torch.allclose(many(x.flip(2), levels.flip(1)).flip(2), y, atol=1e-6)
+    assert not torch.allclose(Denoiser(Ramp(), memory)(x.flip(2), levels.flip(1)).flip(2), y, atol=1e-3)
+    if memory > 1:  # whole: the ramp is that of the image
+        two = Denoiser(Ramp(), ensemble=2)(x, 2)
+        ramp = 2 * torch.arange(300)[:, None] / 100 + (torch.arange(450) + torch.arange(449, -1, -1)) / 200
+        assert torch.allclose(two, (x + ramp * 2 / 255).clamp(0, 1), atol=1e-6)
+    with pytest.raises(ValueError, match="ensemble is 3; it must be 1, 2, 4 or 8"):
+        Denoiser(Ramp(), ensemble=3)
+
+
+def test_an_ensemble_is_better():
+    """By the released weights, on a photo that they were not trained on."""
+    clean = to_tensor(bundled("heldout")["coffee"])[:, :200, :300]
+    noisy = noisy_version(clean, 50, seed=0)
+    one, two, eight = (float(psnr(Denoiser.load(ensemble=count)(noisy, 50)[None], clean[None])) for count in (1, 2, 8))
+    assert one + 0.02 < two and two + 0.02 < eight
+
+
 def test_a_map_tells_where_the_noise_is(shipped):
     """Of an image that is half noisy, a map leaves the other half nearly alone."""
     clean = to_tensor(bundled("heldout")["coffee"])[:, :200, :300]

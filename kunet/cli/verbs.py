@@ -44,7 +44,12 @@ def _device(name: str) -> str:
 def _denoiser(args):
     from kunet.denoise import Denoiser
 
-    return Denoiser.load(args.weights, args.memory * 1e9, _device(args.device), args.precision)
+    return Denoiser.load(args.weights, *_options(args))
+
+
+def _options(args) -> tuple[float, str, str, int]:
+    """How a network is to run."""
+    return args.memory * 1e9, _device(args.device), args.precision, args.ensemble
 
 
 def denoise(args) -> None:
@@ -90,7 +95,7 @@ def _photos(args, kind, suffix: str) -> None:
     from kunet import folders
 
     folders.plan(args.inputs, args.output, args.force, suffix)
-    network = kind.load(args.weights, args.memory * 1e9, _device(args.device), args.precision)
+    network = kind.load(args.weights, *_options(args))
     photos = (args.inputs, args.output, network.photo, network.steps, suffix)
     _report(folders.run(*photos, args.force, not args.quiet), args)
 
@@ -167,7 +172,7 @@ def evaluate(args) -> None:
     if trained == "denoise":
         network = _denoiser(args)
     else:
-        network, _ = Network.open(args.weights, args.memory * 1e9, _device(args.device), args.precision, (trained,))
+        network, _ = Network.open(args.weights, *_options(args), (trained,))
     run = (lambda x, level: network(x, args.sigma)) if told else network.run
     options, how = (args.seed, not args.quiet, protocol), f", {protocol} protocol" * (protocol != "literature")
     results = {}

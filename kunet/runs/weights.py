@@ -10,6 +10,7 @@ from torch import nn
 
 from kunet.models import make
 from kunet.runs.files import write_whole
+from kunet.weights import released
 
 
 def save_weights(path: Path, model: nn.Module, name: str, args: dict[str, Any], card: dict[str, Any]) -> None:
@@ -28,7 +29,9 @@ def load_weights(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such weights file; give a released name or a .safetensors file")
+        raise ValueError(
+            f"{path}: no such weights file; give a released name ({', '.join(released())}) or a .safetensors file"
+        )
     try:
         with safe_open(path, "pt") as file:
             spec = file.metadata() or {}
