@@ -7,6 +7,11 @@ from conftest import ROOT
 from PIL import Image
 
 from kunet import data
+from kunet.data import pool
+from kunet.data.pack import pack
+from kunet.data.packed import Member
+from kunet.data.photos import with_reduced
+from kunet.tasks import Denoise
 
 
 def test_bundled_photos():
@@ -55,6 +60,37 @@ def test_folders(folder):
         data.load_photos([str(folder / "empty")])
     with pytest.raises(ValueError, match="6 of 6 photos held out"):
         data.load_photos([str(folder)], held_out=6)
+
+
+def test_photos_made_smaller_join_the_rest():
+    """A pixel is the mean of those it stands for, and a photo that would be too small is left out."""
+    rng = np.random.default_rng(0)
+    large, small = (rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((90, 120), (40, 200)))
+    joined = with_reduced([large, small], (2, 3), shortest=30)
+    assert [photo.shape[:2] for photo in joined] == [(90, 120), (40, 200), (45, 60), (30, 40)]
+    assert joined[0] is large and joined[1] is small
+    for factor, photo in ((2, joined[2]), (3, joined[3])):
+        means = large.reshape(90 // factor, factor, 120 // factor, factor, 3).mean((1, 3))
+        assert np.abs(photo - means).max() <= 0.6  # Pillow divides in fixed-point numbers
+    assert len(with_reduced([large, small], (), shortest=30)) == 2
+
+
+def test_photos_made_smaller_leave_packed_ones_in_their_file(tmp_path):
+    """Of a packed set only the smaller photos are in memory, which must hold them."""
+    pixels = np.arange(600 * 520 * 3, dtype=np.uint8).reshape(600, 520, 3)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos" / "a.png")
+    pack(tmp_path / "photos", tmp_path / "packed", "photos")
+    train, _ = Denoise(reduced=(2,)).load([str(tmp_path / "packed")], 0)
+    assert isinstance(train.entries[0], Member) and np.array_equal(train[0], pixels)
+    assert train[1].shape == (300, 260, 3) and len(train) == 2
+    assert len(Denoise().load([str(tmp_path / "packed")], 0)[0]) == 1
+
+
+def test_smaller_photos_must_fit_into_memory(monkeypatch):
+    monkeypatch.setattr(pool, "physical_memory", lambda: 1000)
+    with pytest.raises(ValueError, match=r"1 photos made smaller: take 0\.0 GB"):
+        with_reduced([np.zeros((600, 600, 3), np.uint8)], (2,))
 
 
 def test_crops_are_a_function_of_seed_and_index():

@@ -353,6 +353,8 @@ def test_every_objective_of_segment_learns():
         ("denoise", {"focus": 400}, "0..255"),
         ("denoise", {"focus_share": 1.5}, "shares lie in 0..1"),
         ("denoise", {"map_share": -0.1}, "map_share -0.1; shares lie in 0..1"),
+        ("denoise", {"reduced": [2, 1]}, r"reduced \(2, 1\); whole factors from 2 on"),
+        ("denoise", {"reduced": [2.5]}, "reduced"),
         ("denoise", {"colour": "blue"}, "do not fit denoise"),
         ("denoise", {"objective": "dice"}, "objective is 'dice'; it must be one of log_mse, floored_log_mse, l1"),
         ("deblur", {"length": [9, 3]}, r"deblur: length \(9, 3\); two numbers in 0..200, lowest first"),

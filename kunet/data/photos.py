@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -65,6 +66,21 @@ def load_photos(sources: Sequence[str], held_out: int = 0, progress: bool = Fals
         train.extend(bundled("train").values())
         held.extend(bundled("heldout").values())
     return pool.gather(train, held, "photos", load_pixels, photo_bytes, progress)
+
+
+def with_reduced(photos: Sequence[np.ndarray], factors: Sequence[int], shortest: int = 256) -> Sequence[np.ndarray]:
+    """The photos, (H, W, 3) uint8, and after them the same at 1 / factor of their size, for every whole factor.
+
+    Each pixel of a smaller one is the mean of factor x factor pixels, so the noise and the JPEG marks that the photo
+    came with are fainter. One whose short side would be below ``shortest`` pixels is left out.
+
+    Raises: ValueError when the smaller photos would not fit into memory.
+    """
+    chosen = [(photo, factor) for factor in factors for photo in photos if min(photo.shape[:2]) // factor >= shortest]
+    needed = sum(photo.size // factor**2 for photo, factor in chosen)
+    pool.check_memory(needed, f"{len(chosen)} photos made smaller", "photos")
+    smaller = [np.asarray(Image.fromarray(photo).reduce(factor)) for photo, factor in chosen]
+    return pool.Pool([*(photos.entries if isinstance(photos, pool.Pool) else photos), *smaller])
 
 
 class Crops(Dataset):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kunet import metrics
 from kunet.data import degrade, load_pairs, load_photos
+from kunet.data.photos import with_reduced
 from kunet.images import LEVELS, add_noise, as_file, check_mode, unit
 from kunet.tasks.batch import Batch
 
@@ -79,7 +80,9 @@ class Denoise(Restoration):
         map_share: this share of the crops gets a level that varies smoothly over the crop between the two of
             ``sigma``. The model is then told a map, one value a pixel, of every crop; validation keeps to one level.
         blind: the model is not told the level (it gets 0).
-    Raises: ValueError for levels outside 0..255 or shares outside 0..1.
+        reduced: whole factors; the photos to train on are there once more at 1 / factor of their size, as
+            ``kunet.data.photos.with_reduced`` makes them.
+    Raises: ValueError for levels outside 0..255, shares outside 0..1 or factors below 2.
     """
 
     sigma: tuple[float, ...] = (0.0, 55.0)
@@ -88,9 +91,12 @@ class Denoise(Restoration):
     u8_share: float = 0.0
     map_share: float = 0.0
     blind: bool = False
+    reduced: tuple[int, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
+        if not all(isinstance(factor, int) and factor >= 2 for factor in self.reduced):
+            raise ValueError(f"denoise: reduced {self.reduced}; whole factors from 2 on")
         if len(self.sigma) != 2 or not 0 <= self.sigma[0] <= self.sigma[1] <= LEVELS or not 0 <= self.focus <= LEVELS:
             raise ValueError(
                 f"denoise: sigma {self.sigma}, focus {self.focus}; two levels in 0..{LEVELS}, lowest first"
@@ -98,6 +104,11 @@ class Denoise(Restoration):
         shares = {name: getattr(self, name) for name in ("focus_share", "u8_share", "map_share")}
         if not all(0 <= share <= 1 for share in shares.values()):
             raise ValueError(f"denoise: {', '.join(f'{k} {v}' for k, v in shares.items())}; shares lie in 0..1")
+
+    def load(self, sources: list[str], held_out: int, progress: bool = False) -> tuple[Sequence, list]:
+        """(train, held out) photos, (H, W, 3) uint8; those to train on at all sizes that ``reduced`` asks for."""
+        train, held = super().load(sources, held_out, progress)
+        return with_reduced(train, self.reduced) if self.reduced else train, held
 
     def batch(self, crops: Float[Tensor, "B C H W"], generator: torch.Generator) -> Batch:
         """A training batch from clean crops; all its randomness comes from the generator."""
