@@ -133,7 +133,7 @@ def run(folder: Path) -> dict:
         "validation": validation,
     }
     if recipe.task != "denoise":
-        network, _ = Network.open(str(weights), 8e9, device, (recipe.task,))
+        network, _ = Network.open(str(weights), (recipe.task,), 8e9, device)
         return result | {"held_out": evaluate.means(evaluate.score_examples(network.run, task, held))}
     denoiser = Denoiser.load(str(weights), memory=8e9, device=device)
     for source in trial["test"]:

@@ -60,7 +60,7 @@ class Denoiser(Network):
         ensemble: int = 1,
     ) -> "Denoiser":
         """From released weights by name, or a .safetensors file by path. Raises: ValueError."""
-        network, args = cls.open(weights, memory, device, precision, ensemble, ("denoise",))
+        network, args = cls.open(weights, ("denoise",), memory, device, precision, ensemble)
         sigma, blind = tuple(args.get("sigma", Denoise.sigma)), args.get("blind", Denoise.blind)
         return replace(network, trained_sigma=sigma, blind=blind, own_error=OWN_ERROR)
 

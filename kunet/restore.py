@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
+from kunet.ensemble import ORIENTATIONS, turned, turned_back
 from kunet.images import METADATA, to_rgb, to_tensor, to_uint8
 from kunet.runs import load_weights
 from kunet.tasks import Denoise, Segment
@@ -31,8 +32,6 @@ MARGIN = 1.45
 ROOMY = 2**20
 """Pixels of a box, margins included, from which on holding the maps of the way down is quicker than computing again."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-ORIENTATIONS = ((0, False), (0, True), (2, False), (2, True), (1, False), (1, True), (3, False), (3, True))
-"""(quarter turns, mirrored left to right) of the copies of an ensemble: the first 1, 2, 4 or 8 of them."""
 COLOURS = ((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0))
 """Of classes in a mask, background first, then again from the second on (M. Okabe and K. Ito's palette)."""
 
@@ -47,11 +46,10 @@ class Network:
             comes on top); larger images are computed in parts.
         device: of torch.
         precision: one of PRECISIONS; the halved ones compute convolutions and products in 16 bits.
-        ensemble: 1, 2, 4 or 8: the output is the mean of what the network makes of so many turned and mirrored copies
-            of the image, each turned back. That takes so many times as long.
+        ensemble: N = 1, 2, 4 or 8: the output is the mean of what the network makes of N copies of the image, turned
+            and mirrored as ``kunet.ensemble`` says; each result is turned back before. That takes N times as long, and
+            some 25 bytes a pixel more.
     Raises: ValueError for another precision or ensemble.
-    Source: of the ensemble, R. Timofte et al., "Seven Ways to Improve Example-Based Single Image Super Resolution",
-        arXiv 1511.02228; B. Lim et al., arXiv 1707.02921, who call it geometric self-ensemble.
     """
 
     model: nn.Module
@@ -68,7 +66,13 @@ class Network:
 
     @classmethod
     def open(
-        cls, weights: str, memory: float, device: str, precision: str, ensemble: int, tasks: tuple[str, ...]
+        cls,
+        weights: str,
+        tasks: tuple[str, ...],
+        memory: float = 2e9,
+        device: str = "cpu",
+        precision: str = "fp32",
+        ensemble: int = 1,
     ) -> "tuple[Network, dict]":
         """(network, arguments of its task) from weights by name or path. Raises: ValueError, also for another task."""
         model, card = load_weights(find(weights))
@@ -117,15 +121,20 @@ class Network:
         level: float | Float[Tensor, "H W"] = 0.0,
         progress: Callable[[], None] = lambda: None,
     ) -> Float[Tensor, "O H W"]:
-        """The model's own output for one image, in float32; level is sigma / 255, of all pixels or of each."""
+        """The model's own output for one image, in float32 (or the ensemble's).
+
+        Args:
+            level: sigma / 255, of all pixels or of each.
+        """
         if self.ensemble == 1:
             return self._once(x, level, progress)
-        total = 0
-        for turns, mirror in ORIENTATIONS[: self.ensemble]:
-            copy, its_level = (turned(z, turns, mirror) if isinstance(z, Tensor) else z for z in (x, level))
-            y = self._once(copy, its_level, progress).rot90(-turns, (-2, -1))
-            total = total + (y.flip(-1) if mirror else y)
-        return total / self.ensemble
+        mean = None
+        for orientation in ORIENTATIONS[: self.ensemble]:
+            its_level = turned(level, *orientation) if isinstance(level, Tensor) else level
+            y = self._once(turned(x, *orientation), its_level, progress)
+            y = turned_back(y, *orientation)
+            mean = y / self.ensemble if mean is None else mean.add_(y, alpha=1 / self.ensemble)
+        return mean
 
     def _once(
         self, x: Float[Tensor, "C H W"], level: float | Float[Tensor, "H W"], progress: Callable[[], None]
@@ -175,7 +184,7 @@ class Restorer(Network):
     ) -> "Restorer":
         """From a .safetensors file. Raises: ValueError, also for weights of segmentation or of a stated noise."""
         kinds = ("deblur", "derain", "pairs", "denoise")
-        network, args = cls.open(weights, memory, device, precision, ensemble, kinds)
+        network, args = cls.open(weights, kinds, memory, device, precision, ensemble)
         if task_of(weights)[0] == "denoise" and not args.get("blind", Denoise.blind):
             raise ValueError(f"{weights}: must be told the noise; use kunet denoise --sigma")
         return network
@@ -211,7 +220,7 @@ class Segmenter(Network):
         cls, weights: str, memory: float = 2e9, device: str = "cpu", precision: str = "fp32", ensemble: int = 1
     ) -> "Segmenter":
         """From a .safetensors file. Raises: ValueError, also for weights of another task."""
-        network, args = cls.open(weights, memory, device, precision, ensemble, ("segment",))
+        network, args = cls.open(weights, ("segment",), memory, device, precision, ensemble)
         return replace(network, size=args.get("size", Segment.size))
 
     def steps(self, height: int, width: int) -> int:
@@ -242,11 +251,6 @@ class Segmenter(Network):
         cycle = [COLOURS[0], *(COLOURS[1 + i % (len(COLOURS) - 1)] for i in range(255))]
         mask.putpalette([value for colour in cycle for value in colour])
         return mask
-
-
-def turned(x: Float[Tensor, "*C H W"], turns: int, mirror: bool) -> Float[Tensor, "*C h w"]:
-    """A copy of an image, mirrored left to right, then turned by quarters counter-clockwise."""
-    return (x.flip(-1) if mirror else x).rot90(turns, (-2, -1))
 
 
 def task_of(weights: str) -> tuple[str, dict]:

@@ -9,7 +9,9 @@ import pytest
 from conftest import ROOT
 
 FLOORS = {
-    **dict.fromkeys(["splines", "blocks", "attention", "images", "metrics", "tiling", "distributed", "memory"], 0),
+    **dict.fromkeys(
+        ["splines", "blocks", "attention", "images", "metrics", "ensemble", "tiling", "distributed", "memory"], 0
+    ),
     **dict.fromkeys(["kan", "data", "weights", "noise"], 1),
     **dict.fromkeys(["models", "tasks"], 2),
     **dict.fromkeys(["runs", "recipes", "folders"], 3),

@@ -172,7 +172,7 @@ def evaluate(args) -> None:
     if trained == "denoise":
         network = _denoiser(args)
     else:
-        network, _ = Network.open(args.weights, *_options(args), (trained,))
+        network, _ = Network.open(args.weights, (trained,), *_options(args))
     run = (lambda x, level: network(x, args.sigma)) if told else network.run
     options, how = (args.seed, not args.quiet, protocol), f", {protocol} protocol" * (protocol != "literature")
     results = {}
@@ -195,6 +195,7 @@ def evaluate(args) -> None:
             print(f"{source}: {row['images']} images, {what}: {measures}")
         results[source] = {"task": task} | row
     facts = {"weights": args.weights, "seed": args.seed, "task": trained, "task_args": fields, "protocol": protocol}
+    facts |= {"ensemble": args.ensemble}
     facts |= {"sigma": args.sigma, "noise": args.noise} if trained == "denoise" else {}
     _write_json(args.json, provenance() | facts | {"results": results})
 
@@ -216,11 +217,12 @@ def benchmark(args) -> None:
     for row in rows:
         median = sorted(row["seconds"])[len(row["seconds"]) // 2]
         how = f"in {row['parts']} {row['how']}" if row["parts"] > 1 else row["how"]
+        how += f", {args.ensemble} times" * (args.ensemble > 1)
         print(
             f"{row['width']}x{row['height']}: {median:.3f} s ({min(row['seconds']):.3f} to {max(row['seconds']):.3f}),"
             f" {how}, peak memory {row['peak_mb']} MB (+{row['added_mb']})"
         )
-    _write_json(args.json, timing.provenance() | {"weights": args.weights, "rows": rows})
+    _write_json(args.json, timing.provenance() | {"weights": args.weights, "ensemble": args.ensemble, "rows": rows})
 
 
 def export(args) -> None:

@@ -71,16 +71,20 @@ def load_photos(sources: Sequence[str], held_out: int = 0, progress: bool = Fals
 def with_reduced(photos: Sequence[np.ndarray], factors: Sequence[int], shortest: int = 256) -> Sequence[np.ndarray]:
     """The photos, (H, W, 3) uint8, and after them the same at 1 / factor of their size, for every whole factor.
 
-    Each pixel of a smaller one is the mean of factor x factor pixels, so the noise and the JPEG marks that the photo
-    came with are fainter. One whose short side would be below ``shortest`` pixels is left out.
+    Each pixel of a smaller one is the mean of factor x factor pixels (at the far edges of those that there are), so
+    the noise and the JPEG marks that the photo came with are fainter. One whose short side would be below ``shortest``
+    pixels is left out. Smaller ones are in memory, also those of packed photos.
 
-    Raises: ValueError when the smaller photos would not fit into memory.
+    Raises: ValueError when they would not fit there, beside the photos that are there already.
     """
     chosen = [(photo, factor) for factor in factors for photo in photos if min(photo.shape[:2]) // factor >= shortest]
+    entries = photos.entries if isinstance(photos, pool.Pool) else photos
+    held = sum(entry.size for entry in entries if isinstance(entry, np.ndarray))
     needed = sum(photo.size // factor**2 for photo, factor in chosen)
-    pool.check_memory(needed, f"{len(chosen)} photos made smaller", "photos")
+    what = f"{len(photos)} photos, {len(chosen)} smaller ones with them"
+    pool.check_memory(held + needed, what, "leave out some of the factors in reduced")
     smaller = [np.asarray(Image.fromarray(photo).reduce(factor)) for photo, factor in chosen]
-    return pool.Pool([*(photos.entries if isinstance(photos, pool.Pool) else photos), *smaller])
+    return pool.Pool([*entries, *smaller])
 
 
 class Crops(Dataset):

@@ -51,7 +51,8 @@ def gather(
     Raises: ValueError when what is to be read would not fit into memory.
     """
     plain = [item for item in train + held if not isinstance(item, Member | np.ndarray)]
-    check_memory(sum(map(size, plain)), f"{len(plain)} {kind}", kind)
+    advice = f"pack them and name the packed folder instead: kunet data pack SOURCE -o FOLDER --kind {kind}"
+    check_memory(sum(map(size, plain)), f"{len(plain)} {kind}", advice)
     with tqdm(total=len(plain), desc=f"reading {kind}", unit="image", disable=not progress) as bar:
 
         def entry(item: Any) -> np.ndarray | Member:
@@ -65,13 +66,12 @@ def gather(
     return (Pool(train) if any(isinstance(e, Member) for e in train) else train), held
 
 
-def check_memory(needed: int, what: str, kind: str) -> None:
+def check_memory(needed: int, what: str, advice: str) -> None:
     """Raises: ValueError when so many bytes would take more than SHARE of this machine's memory."""
     memory = physical_memory()
     if needed > SHARE * memory:
         raise ValueError(
-            f"{what}: take {needed / 1e9:.1f} GB in memory, of which this machine has {memory / 1e9:.1f}; pack them and"
-            f" name the packed folder instead: kunet data pack SOURCE -o FOLDER --kind {kind}"
+            f"{what}: take {needed / 1e9:.1f} GB in memory, of which this machine has {memory / 1e9:.1f}; {advice}"
         )
 
 

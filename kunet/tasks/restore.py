@@ -80,8 +80,8 @@ class Denoise(Restoration):
         map_share: this share of the crops gets a level that varies smoothly over the crop between the two of
             ``sigma``. The model is then told a map, one value a pixel, of every crop; validation keeps to one level.
         blind: the model is not told the level (it gets 0).
-        reduced: whole factors; the photos to train on are there once more at 1 / factor of their size, as
-            ``kunet.data.photos.with_reduced`` makes them.
+        reduced: whole factors; the photos to train on that are large enough are there once more at 1 / factor of their
+            size, as ``kunet.data.photos.with_reduced`` makes them. Crops are drawn from all, equally often.
     Raises: ValueError for levels outside 0..255, shares outside 0..1 or factors below 2.
     """
 
