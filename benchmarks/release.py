@@ -15,12 +15,13 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import kunet.weights
 from kunet.runs import load_weights, save_weights
 
-PHOTOS = "238 photographs downscaled by 2 or more, and BSDS500 without the 68 images of CBSD68; no test image"
+PHOTOS = "238 photographs downscaled by 2 or more{smaller}, and BSDS500 without the 68 images of CBSD68; no test image"
 
 
 def tidy(card: dict) -> dict:
@@ -37,6 +38,12 @@ def tidy(card: dict) -> dict:
             card["before"] = tidy(json.loads(before.read_text()))
             card["before"].pop("measured", None)
     return card
+
+
+def photos(reduced: Sequence[int]) -> str:
+    """What was trained on, in words."""
+    sizes = " and ".join(f"1/{factor}" for factor in reduced)
+    return PHOTOS.format(smaller=f" (those large enough at {sizes} of that size too, each counted)" if reduced else "")
 
 
 def measured(results: dict, name: str) -> dict:
@@ -62,7 +69,10 @@ def main(words: list[str]) -> None:
     packed = packed if packed.exists() else run / "weights.safetensors"
     if hashlib.sha256(packed.read_bytes()).hexdigest() != results["weights"].get(name):
         sys.exit(f"{words[1]} measured other weights than {packed}: run the benchmark on them first")
-    card = tidy(card) | {"data": PHOTOS, "measured": measured(results, name)}
+    card = tidy(card) | {
+        "data": photos(recipe.get("task_args", {}).get("reduced", ())),
+        "measured": measured(results, name),
+    }
     target = Path(kunet.weights.__file__).with_name(f"{name}.safetensors")
     shutil.copy(packed, target)
     target.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")

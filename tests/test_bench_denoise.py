@@ -89,6 +89,27 @@ def test_what_is_written_and_kept(run, bench, peers, tmp_path, monkeypatch):
     assert run("--only", "tv", "--fresh")["kept"] == {"computed": 4, "from_earlier_runs": 0}
 
 
+def test_an_ensemble_is_a_contender(run, peers, pictures):
+    """Named after its weights and its copies, of which it costs as many times the multiply-adds."""
+    found = run("--weights", "kunet_tiny", "kunet_tiny_x2", "--only", "kunet_tiny", "kunet_tiny_x2")
+    one, two = (found["contenders"][name] for name in ("kunet_tiny", "kunet_tiny_x2"))
+    assert two["gmacs_per_megapixel"] == pytest.approx(2 * one["gmacs_per_megapixel"], rel=1e-3)
+    assert list(found["weights"]) == ["kunet_tiny"] and two["ours"] and "mean over 2" in two["note"]
+    assert "--weights kunet_tiny kunet_tiny_x2" in found["command"]
+    name, clean = next(iter(peers.clean_images(str(pictures))))
+    noisy = peers.noisy_version(clean, 50, seed=0)
+    wanted = peers.as_file(peers.Denoiser.load(ensemble=2)(noisy, 50))
+    assert found["rows"]["made"]["kunet_tiny_x2"]["50"]["psnr"][0] == pytest.approx(
+        float(psnr(wanted[None], clean[None])), abs=1e-3
+    )
+    assert name == "a"
+
+
+def test_names_of_ensembles(peers):
+    assert peers.parted("runs/net_x/released.safetensors_x4") == ("runs/net_x/released.safetensors", 4)
+    assert peers.parted("kunet_xl") == ("kunet_xl", 1) and peers.card_name("kunet_tiny_x8") == "kunet_tiny_x8"
+
+
 def test_other_pictures_under_a_known_name_are_scored_anew(run, pictures):
     run("--only", "tv")
     Image.new("RGB", (40, 32), "teal").save(pictures / "a.png")
@@ -197,6 +218,9 @@ def test_release_keeps_the_history_of_trainings(release, tmp_path, monkeypatch, 
     assert not {"measured"} & (set(one) | set(two)) and one["held_out_psnr"] == [[1, 20.0]]
     assert str(tmp_path) not in json.dumps(card) and "runs/" not in json.dumps(card) and "/a/" not in json.dumps(card)
 
+    assert "(those large enough at 1/2 and 1/3 of that size too, each counted)" in release.photos((2, 3))
+    assert card["data"] == release.photos(()) and "{" not in card["data"]
+
     results["weights"]["net"] = "another"
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(SystemExit, match="measured other weights"):
@@ -206,17 +230,22 @@ def test_release_keeps_the_history_of_trainings(release, tmp_path, monkeypatch, 
 def test_the_readme_has_a_row_a_set_and_contender(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     readme = importlib.import_module("readme")
-    means = {"kunet_tiny": {"25": {"psnr": 30.0}, "50": {"psnr": 27.456}}, "cbm3d": {"50": {"psnr": 27.0}}}
+    ours = {"25": {"psnr": 30.0}, "50": {"psnr": 27.456}}
+    means = {"kunet_tiny": ours, "kunet_tiny_x8": ours, "cbm3d": {"50": {"psnr": 27.0}}}
     time = {"of_ffdnet_time": {"cbsd68": 0.2345, "kodak24": 43.21}}
     results = {
         "sigmas": [25, 50], "weights": {"kunet_tiny": "x"}, "machine": "m", "sets": dict.fromkeys(readme.SETS, means),
-        "contenders": dict.fromkeys(("kunet_tiny", "ffdnet", "cbm3d"), time),
-        "photo_2040x1356": {"kunet_tiny": {"seconds": 2.4, "peak_mb": 1184}},
+        "contenders": {name: time | {"ours": name.startswith("kunet")} for name in (*means, "ffdnet")},
+        "photo_2040x1356": {name: {"seconds": 2.4, "peak_mb": 1184} for name in ("kunet_tiny", "kunet_tiny_x8")},
     }  # fmt: skip
     lines = readme.table(results).splitlines()
-    assert len(lines) == 2 + 6 + 2
+    assert len(lines) == 2 + 8 + 2
     assert lines[2] == "| CBSD68, `kunet_tiny` | 30.00 | 27.46 | 0.23 |"
-    assert lines[7] == "| Kodak24, CBM3D | – | 27.00 | 43 |"
-    assert lines[-1] == "A 2040×1356 photo is done in 2.4 s and 1184 MB by `kunet_tiny` (m)."
+    assert lines[3] == "| CBSD68, `kunet_tiny` `--ensemble 8` | 30.00 | 27.46 | 0.23 |"
+    assert lines[9] == "| Kodak24, CBM3D | – | 27.00 | 43 |"
+    assert lines[-1] == (
+        "A 2040×1356 photo is done in 2.4 s and 1184 MB by `kunet_tiny`, in 2.4 s and 1184 MB by `kunet_tiny`"
+        " `--ensemble 8` (m)."
+    )
     text = "a\n<!-- results: x -->\nold\n<!-- /results -->\nb"
     assert readme.with_table(text, results).splitlines()[2:4] == lines[:2]
