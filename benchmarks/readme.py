@@ -1,10 +1,16 @@
-"""Write the README's table of results from book/results/denoise.json. Usage: python benchmarks/readme.py"""
+"""Write the README's table of results, and its plot book/_static/front.svg, from book/results/denoise.json.
+
+Usage: python benchmarks/readme.py
+"""
 
 import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 from contenders import parted
+
+from kunet import plots
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS, PEERS = {"cbsd68": "CBSD68", "kodak24": "Kodak24"}, {"ffdnet": "FFDNet", "cbm3d": "CBM3D"}
@@ -51,6 +57,30 @@ def with_table(readme: str, results: dict) -> str:
     )
 
 
+def draw(results: dict, file: Path) -> None:
+    """The Pareto front of each set at the strongest noise, as an SVG that is the same wherever it is drawn."""
+    sigma, ours = f"{max(results['sigmas']):g}", [name for name, row in results["contenders"].items() if row["ours"]]
+    plots.style()
+    fixed = {"svg.hashsalt": "front", "svg.fonttype": "none", "figure.constrained_layout.use": False}
+    with plt.rc_context(fixed):
+        figure, axes = plt.subplots(1, len(SETS), figsize=(10, 4.4))
+        figure.subplots_adjust(left=0.06, right=0.97, bottom=0.12, top=0.93, wspace=0.18)
+        for ax, (key, title) in zip(axes, SETS.items()):
+            plots.front(
+                {
+                    name: (results["contenders"][name]["of_ffdnet_time"][key], rows[sigma]["psnr"])
+                    for name, rows in results["sets"][key].items()
+                    if sigma in rows
+                },
+                ours,
+                ax,
+            )
+            ax.set(title=f"{title}, σ = {sigma}", xlabel="time (FFDNet's is 1)")
+        figure.savefig(file, metadata={"Date": None})
+        plt.close(figure)
+
+
 if __name__ == "__main__":
     results = json.loads((ROOT / "book" / "results" / "denoise.json").read_text())
+    draw(results, ROOT / "book" / "_static" / "front.svg")
     (ROOT / "README.md").write_text(with_table((ROOT / "README.md").read_text(), results))

@@ -183,6 +183,30 @@ def footprint(influence: Float[Tensor, "H W"], ax: Axes | None = None, title: st
     return ax
 
 
+def front(points: Mapping[str, tuple[float, float]], ours: Sequence[str], ax: Axes | None = None) -> Axes:
+    """Denoisers by name at (time, PSNR in dB), ours as diamonds, and the Pareto front of those that none beats in both.
+
+    Names of ours lean, because they lie close together; the best of the others has its name below.
+    """
+    ax = ax or plt.subplots()[1]
+    others = [name for name in points if name not in ours]
+    best = max(others, key=lambda name: points[name][1], default=None)
+    for name, (time, psnr) in points.items():
+        ax.plot(time, psnr, "D" if name in ours else "o", ms=8 if name in ours else 5)
+        *at, turn = (2, 7, 35) if name in ours else (3, -12, 0) if name == best else (4, 4, 0)
+        ax.annotate(name, (time, psnr), at, textcoords="offset points", fontsize=8, rotation=turn)
+    unbeaten = [
+        (time, psnr)
+        for time, psnr in sorted(points.values())
+        if not any(t <= time and p > psnr for t, p in points.values())
+    ]
+    ax.step(*zip(*unbeaten), where="post", color="gray", lw=1, zorder=0)
+    ax.margins(y=0.1)
+    ax.set_ylim(top=max(psnr for _, psnr in points.values()) + 1.6)  # room for the names
+    ax.set(xscale="log", ylabel=MEASURES["psnr"])
+    return ax
+
+
 def curves(
     rows: Sequence[Mapping[str, Any]], measure: str, ax: Axes | None = None, label: str | None = None, **line: Any
 ) -> Axes:

@@ -102,6 +102,15 @@ def test_images_and_footprint():
     assert "pixels" in ax.get_xlabel() and ax.images[0].get_array().sum() == 4
 
 
+def test_front_passes_through_those_that_none_beats():
+    points = {"quick": (0.1, 20.0), "ours": (0.2, 28.0), "peer": (1.0, 27.9), "best": (3.0, 28.1), "poor": (0.5, 22.0)}
+    ax = plots.front(points, ["ours", "best"])
+    line = ax.lines[-1]
+    assert list(zip(*line.get_data())) == [points[name] for name in ("quick", "ours", "best")]
+    assert [text.get_text() for text in ax.texts] == list(points)
+    assert ax.get_ylabel() == "PSNR (dB)" and ax.get_ylim()[1] > 28.1 and ax.get_xscale() == "log"
+
+
 def test_curves_of_a_log():
     """Rows of both kinds, a skipped step, a resumption; an empty log, as of a run that has only begun."""
     rows = [

@@ -62,6 +62,16 @@ def test_the_numbers_are_the_measured_ones():
     assert with_table(README, results) == README
 
 
+def test_the_plot_is_of_the_measured_numbers(tmp_path):
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from readme import draw
+
+    draw(json.loads((ROOT / "book" / "results" / "denoise.json").read_text()), tmp_path / "front.svg")
+    shown = (ROOT / "book" / "_static" / "front.svg").read_text()
+    assert shown == (tmp_path / "front.svg").read_text() and "kunet_tiny" in shown
+    assert "](book/_static/front.svg)" in README
+
+
 def test_the_claims_of_the_released_weights():
     """As measured: better than CBM3D in a tenth of its time, in less than a quarter of FFDNet's; the small one is ahead
     of FFDNet at all levels on CBSD68, and on files within 0.05 dB of floats; and with an ensemble
