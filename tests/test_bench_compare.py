@@ -70,3 +70,14 @@ def test_two_networks_return_the_image_itself(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     networks = importlib.import_module("configurations").NETWORKS
     assert [name for name, (_, args) in networks.items() if args.get("residual") is False] == ["ffdnet", "ukan"]
+
+
+def test_a_trial_of_another_task_is_scored_by_its_own_measures(monkeypatch, tmp_path):
+    """Trained for a step or two in this process, on the bundled photos."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    trials = importlib.import_module("trials")
+    recipe = {"name": "tiny", "model": "unet", "model_args": {"widths": [4, 6]}, "task": "derain"}
+    recipe |= {"phases": [{"share": 1.0, "patch": 16, "batch": 2}]}
+    (tmp_path / "trial.json").write_text(json.dumps({"recipe": recipe, "seconds": 0.1, "steps": 2}))
+    found = trials.run(tmp_path)
+    assert found["steps"] == 2 and found["held_out"]["psnr"] > 0 and found["held_out"]["images"] == 3

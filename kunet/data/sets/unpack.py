@@ -54,8 +54,7 @@ def unpack(archive: Path, into: Path, password: str = "", progress: bool = False
         BadGzipFile,
         zlib.error,
         LZMAError,
-        RuntimeError,
-        NotImplementedError,
+        RuntimeError,  # of zipfile: a wrong password, or a method of compression that it does not know
     ) as error:
         raise ArchiveError(f"{archive}: is damaged, or no archive ({error})") from None
 
