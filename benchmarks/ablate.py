@@ -135,15 +135,15 @@ def multiply_adds(args: dict) -> int:
     return total
 
 
-def kan() -> KANLinear:
+def kan(base: dict = BASE) -> KANLinear:
     """The base's projection of a token."""
-    dim = BASE["widths"][-1]
-    return KANLinear(dim, dim, BASE["grid_size"], BASE["degree"], tuple(BASE["grid_range"]))
+    dim = base["widths"][-1]
+    return KANLinear(dim, dim, base["grid_size"], base["degree"], tuple(base["grid_range"]))
 
 
-def mlp(width: int) -> nn.Sequential:
+def mlp(width: int, base: dict = BASE) -> nn.Sequential:
     """What stands in its place."""
-    dim = BASE["widths"][-1]
+    dim = base["widths"][-1]
     return nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, dim))
 
 
@@ -165,22 +165,22 @@ def timed(layers: list[nn.Module], x: Tensor, repeats: int) -> list[float]:
     return [min(column) for column in zip(*taken[1:])]
 
 
-def mlp_widths(repeats: int = 41) -> dict[str, float]:
+def mlp_widths(repeats: int = 41, base: dict = BASE) -> dict[str, float]:
     """The widths of MLPs that cost what the base's KANLinear does, by three measures; and what was meant to be 1."""
-    dim, k = BASE["widths"][-1], BASE["degree"]
+    dim, k = base["widths"][-1], base["degree"]
     width = lambda total: round((total - dim) / (2 * dim + 1))  # of 2 D w + w + D parameters
     local = dim * dim * (k + 2) + dim * (k * (k + 1) + 1)  # as cost.py explains
     x = torch.randn(512 * 768 // 16**2, dim, generator=torch.Generator().manual_seed(0))
 
     def ratio(width: int) -> float:
         """Its time to that of the KANLinear, side by side."""
-        one, other = timed([mlp(width), kan()], x, repeats)
+        one, other = timed([mlp(width, base), kan(base)], x, repeats)
         return one / other
 
     sizes = range(dim // 4, 12 * dim, dim // 12)
     equal = sizes[bisect.bisect_left(sizes, 1.0, hi=len(sizes) - 1, key=ratio)]
     return {
-        "mlp_parameters": width(count(kan())),
+        "mlp_parameters": width(count(kan(base))),
         "mlp_macs": round(local / (2 * dim)),
         "mlp_time": equal,
         "mlp_time_ratio": round(ratio(equal), 3),
