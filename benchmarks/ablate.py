@@ -135,13 +135,13 @@ def multiply_adds(args: dict) -> int:
     return total
 
 
-def kan(base: dict = BASE) -> KANLinear:
-    """The base's projection of a token."""
+def kan(base: dict) -> KANLinear:
+    """Its projection of a token."""
     dim = base["widths"][-1]
     return KANLinear(dim, dim, base["grid_size"], base["degree"], tuple(base["grid_range"]))
 
 
-def mlp(width: int, base: dict = BASE) -> nn.Sequential:
+def mlp(width: int, base: dict) -> nn.Sequential:
     """What stands in its place."""
     dim = base["widths"][-1]
     return nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, dim))
@@ -165,8 +165,8 @@ def timed(layers: list[nn.Module], x: Tensor, repeats: int) -> list[float]:
     return [min(column) for column in zip(*taken[1:])]
 
 
-def mlp_widths(repeats: int = 41, base: dict = BASE) -> dict[str, float]:
-    """The widths of MLPs that cost what the base's KANLinear does, by three measures; and what was meant to be 1."""
+def mlp_widths(base: dict, repeats: int = 41) -> dict[str, float]:
+    """The widths of MLPs that cost what its KANLinear does, by three measures; and what was meant to be 1."""
     dim, k = base["widths"][-1], base["degree"]
     width = lambda total: round((total - dim) / (2 * dim + 1))  # of 2 D w + w + D parameters
     local = dim * dim * (k + 2) + dim * (k * (k + 1) + 1)  # as cost.py explains
@@ -203,7 +203,7 @@ def search(names: list[str], folder: Path) -> dict:
         return {}
     path = folder / "searched.json"
     if not path.exists() or (found := json.loads(path.read_text()))["base"] != BASE:
-        found = {"base": BASE, "sizes": mlp_widths() | {"dense_3_macs": dense_widths()}}
+        found = {"base": BASE, "sizes": mlp_widths(BASE) | {"dense_3_macs": dense_widths()}}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1))
     return found["sizes"]

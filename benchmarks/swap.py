@@ -61,7 +61,7 @@ def begin(weights: str, name: str, args: dict, seed: int, folder: Path) -> Path:
 def recipe(trained: dict, args: dict, start: Path, data: list[str], seed: int) -> dict:
     """How a row is trained; of how many steps, the clock says."""
     mine = {
-        "task_args": trained["task_args"] | {"sigma": [SIGMA, SIGMA], "focus_share": 0.0, "u8_share": 0.0, "map_share": 0.0},
+        "task_args": {"sigma": [SIGMA, SIGMA], "objective": trained["task_args"]["objective"]},
         "model_args": args, "start": str(start), "data": data, "held_out": 0, "seed": seed, "lr": RATE, "ema": 0.95,
         "phases": [{"share": 1.0, "patch": PATCH, "batch": BATCH}], "compile": False,
     }  # fmt: skip
@@ -112,7 +112,7 @@ def main(words: list[str] | None = None) -> None:
     searched = args.folder / "searched.json"
     if not searched.exists():
         args.folder.mkdir(parents=True, exist_ok=True)
-        searched.write_text(json.dumps(mlp_widths(base=base), indent=1))
+        searched.write_text(json.dumps(mlp_widths(base), indent=1))
     widths = json.loads(searched.read_text())
     rows = {name: base | changes for name, changes in kinds(widths).items()}
     plans = {

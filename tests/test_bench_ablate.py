@@ -97,8 +97,10 @@ def test_a_row_differs_in_what_it_says_and_in_nothing_else(bench):
 
 
 def test_equal_costs_are_equal_within_two_percent(bench):
-    found = bench.mlp_widths(3)
-    assert bench.count(bench.mlp(found["mlp_parameters"])) == pytest.approx(bench.count(bench.kan()), rel=0.02)
+    found = bench.mlp_widths(bench.BASE, 3)
+    assert bench.count(bench.mlp(found["mlp_parameters"], bench.BASE)) == pytest.approx(
+        bench.count(bench.kan(bench.BASE)), rel=0.02
+    )
     rows = bench.grid(found)
     of = {name: bench.multiply_adds(rows[name].args) for name in ("base", "linear", "mlp_macs", "kan_rational")}
     tokens, dim = (bench.SIDE // 16) ** 2 * bench.BASE["token_depth"], bench.BASE["widths"][-1]
