@@ -15,8 +15,8 @@ not for changes of this package's code.
 Time is measured apart from that, at the strongest sigma: the first 10 images of each set, 3 turns of all contenders
 (A B C A B C ...) each, after a warm-up for each new size; a contender that takes more than 5 s an image gets the
 first image alone, once. Seconds are medians over images and turns; of_ffdnet_time is the median over images of the
-ratio to FFDNet on the same image. Networks run on the threads that torch takes, CBM3D and OpenCV on as many, the others
-on one.
+ratio to FFDNet on the same image, of_ffdnet_time_range the least and the largest. Networks run on the threads that
+torch takes, CBM3D and OpenCV on as many, the others on one.
 Memory is the peak of a process of its own that restores one image of 2040x1356 pixels (torch, which each such process
 loads, included), and by how much the image raised it; CBM3D's only with ``--slow``. Multiply-adds are counted as in
 cost.py.
@@ -154,7 +154,7 @@ def clock(function: Callable[[], object]) -> float:
 
 
 def times(source: str, who: list[Contender], sigma: float, limit: int | None = None) -> dict[str, dict]:
-    """contender -> {seconds, timed_images, of_ffdnet_time}: all in turns on the same images."""
+    """contender -> {seconds, timed_images, of_ffdnet_time, of_ffdnet_time_range}: all in turns on the same images."""
     seen, slow = set(), set()
     seconds: dict[str, list[list[float]]] = {c.name: [] for c in who}  # image by image, of each turn
     images = islice(clean_images(source), min(TIMED, limit or TIMED))
@@ -184,6 +184,7 @@ def times(source: str, who: list[Contender], sigma: float, limit: int | None = N
         if REFERENCE in middle:
             ratios = [a / b for a, b in zip(each, middle[REFERENCE])]
             rows[name]["of_ffdnet_time"] = float(f"{statistics.median(ratios):.3g}")
+            rows[name]["of_ffdnet_time_range"] = [float(f"{f(ratios):.3g}") for f in (min, max)]
     return rows
 
 
@@ -222,7 +223,13 @@ def photo(weights: str) -> dict:
             rows += json.loads(file.read_text())["rows"]
     spread = [seconds for row in rows for seconds in row["seconds"]]
     peaks = [row["peak_mb"] for row in rows]
-    return {"seconds": round(statistics.median(spread), 2), "peak_mb": max(peaks), "spread": spread, "peaks": peaks}
+    return {
+        "seconds": round(statistics.median(spread), 2),
+        "range": [round(min(spread), 2), round(max(spread), 2)],
+        "peak_mb": max(peaks),
+        "spread": spread,
+        "peaks": peaks,
+    }
 
 
 def described(contender: Contender) -> dict:
@@ -318,10 +325,8 @@ def main(words: list[str] | None = None) -> None:
                 results["contenders"][contender].setdefault(key, {})[name] = value
     results["timing"] = {"sigma": max(args.sigmas), "turns": TURNS, "threads": torch.get_num_threads()}
     if not args.no_photo:
-        here = [list(PHOTO), torch.__version__, torch.get_num_threads()]
         for c in tqdm([c for c in who if args.slow or not c.slow], desc="memory", unit="contender"):
-            measure = lambda c=c: peak(c.name, args.weights)
-            results["contenders"][c.name] |= kept.get([c.name, c.version, "peak", *here], measure)
+            results["contenders"][c.name] |= peak(c.name, args.weights)
         results["photo_2040x1356"] = {c.name: photo(paths[c.name]) for c in ours}
     results["kept"] = {"computed": kept.computed, "from_earlier_runs": kept.reused}
     results |= {"published": yaml.safe_load(PUBLISHED.read_text()), "rows": rows}

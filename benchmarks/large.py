@@ -1,4 +1,4 @@
-"""Large photos: time and memory with size, whole and in boxes; cheaper forms of the network; where its time goes.
+"""Large photos: time and memory with size, whole and in boxes; other forms of the network; where its time goes.
 
 Usage:
     python benchmarks/large.py [--weights kunet_tiny] [--most 25] [--quick] [--out book/results/large.json]
@@ -6,13 +6,16 @@ Usage:
 Every size is timed in a process of its own by `kunet benchmark`, with all the memory it likes and with 2 GB for the
 network, so each row's peak is its own. All sizes take their turns in each of several rounds, so that a slow minute of
 the machine is not taken for a slow size; seconds are medians over all passes of all rounds. Exponents are slopes of a
-straight line through log(seconds), or log(memory beyond an idle process), over log(pixels). The cheaper forms are
-compared on the bundled held-out photos (quality) and on one large picture (time, in turns). The profile adds up the
-time of the network's parts, a median over passes. The equality is the largest difference between an image in boxes and
-as a whole, over 20 random sizes.
+straight line through log(seconds), or log(memory beyond an idle process), over log(pixels). Other forms of the network
+are compared on the bundled held-out photos (quality) and on one large picture (time, in turns): 16 bits, tables,
+"contiguous" (each channel's values together in memory, not each pixel's as in channels_last) and, but with --quick,
+torch.compile, which needs a C++ compiler; "first_seconds" is the pass that warms up or compiles. The profile adds up
+the time of the network's parts, a median over passes. The equality is the largest difference between an image in boxes
+and as a whole, over 20 random sizes.
 """
 
 import argparse
+import copy
 import json
 import random
 import statistics
@@ -21,17 +24,17 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kunet.benchmark import provenance
 from kunet.denoise import Denoiser
 from kunet.evaluate import evaluate, noisy_version
+from kunet.images import unit
 from kunet.kan.tables import with_tables
 from kunet.memory import reuse
 from kunet.restore import Network
@@ -88,24 +91,43 @@ def exponents(rows: list[dict]) -> dict:
     }
 
 
-def forms(weights: str, size: tuple[int, int], turns: int) -> dict:
+def form(model: nn.Module, precision: torch.dtype | None = None, channels_last: bool = True):
+    """A form of the network as ``evaluate`` wants it: (image, sigma) -> image."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    @torch.inference_mode()
+    def restore(x: Tensor, sigma: float) -> Tensor:
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            return model(x[None].contiguous(memory_format=layout), unit(sigma))[0].float().clamp(0, 1)
+
+    return restore
+
+
+def forms(weights: str, size: tuple[int, int], turns: int, compiled: bool) -> dict:
     """Seconds on one large picture, and PSNR on the bundled held-out photos, of each form of the network."""
-    plain = Denoiser.load(weights, memory=1e12)
-    tables = replace(plain, model=with_tables(plain.model))
-    found = {"fp32": plain, "bf16": Denoiser.load(weights, 1e12, precision="bf16"), "tables": tables}
+    model = Denoiser.load(weights).model
+    found = {
+        "fp32": form(model),
+        "bf16": form(model, torch.bfloat16),
+        "tables": form(with_tables(model)),
+        "contiguous": form(copy.deepcopy(model).to(memory_format=torch.contiguous_format), channels_last=False),
+    }
+    if compiled:
+        found["compiled"] = form(torch.compile(model, dynamic=False))
     x = torch.rand(3, size[1], size[0], generator=torch.Generator().manual_seed(0))
     seconds = defaultdict(list)
-    for turn in range(turns + 1):
-        for name, denoiser in found.items():
+    for _ in range(turns + 1):
+        for name, restore in found.items():
             start = time.perf_counter()
-            denoiser(x, 50)
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    psnr = {name: statistics.mean(s.psnr for s in evaluate(d, "bundled", progress=False)) for name, d in found.items()}
+            restore(x, 50)
+            seconds[name].append(time.perf_counter() - start)
+    middle = {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+    psnr = {name: statistics.mean(s.psnr for s in evaluate(f, "bundled", progress=False)) for name, f in found.items()}
     return {
         name: {
-            "seconds": round(statistics.median(seconds[name]), 3),
-            "of_fp32_time": round(statistics.median(seconds[name]) / statistics.median(seconds["fp32"]), 3),
+            "seconds": round(middle[name], 3),
+            "first_seconds": round(seconds[name][0], 1),
+            "of_fp32_time": round(middle[name] / middle["fp32"], 3),
             "psnr": round(psnr[name], 3),
             "loss_db": round(psnr["fp32"] - psnr[name], 4),
         }
@@ -197,7 +219,7 @@ def main(words: list[str] | None = None) -> None:
     for name in MEMORY:
         results["rows"][name] = [summary(size, measured[name, size]) for size in sizes]
         results["exponents"][name] = exponents(results["rows"][name])
-    results["forms"] = forms(args.weights, photo, repeats)
+    results["forms"] = forms(args.weights, photo, repeats, compiled=not args.quick)
     results["profile"] = profile(model, photo, repeats)
     results["equality"] = equality(model, 2 if args.quick else 20)
     args.out.write_text(json.dumps(results, indent=1) + "\n")

@@ -8,7 +8,8 @@ released.
 
 The card joins what the run says of itself (recipe, steps, photos, validation curve) with what the
 benchmark measured; folders are named by their last part only. Weights that another training started from
-have that one's card, without its measurements, under "before", and so on back to the first.
+have that one's card under "before", and so on back to the first; what that one measured is in it where the file of
+this name was that one's until now.
 """
 
 import hashlib
@@ -33,7 +34,8 @@ def tidy(card: dict) -> dict:
     card["megapixels"] = round(sum(steps * p["share"] * p["batch"] * p["patch"] ** 2 for p in phases) / 1e6)
     if start := recipe.get("start"):
         path = kunet.weights.find(start)
-        recipe["start"] = start if start in kunet.weights.released() else path.resolve().parent.name
+        path = path.resolve()
+        recipe["start"] = start if start in kunet.weights.released() else f"{path.parent.name}/{path.name}"
         if (before := path.with_suffix(".json")).exists():
             card["before"] = tidy(json.loads(before.read_text()))
             card["before"].pop("measured", None)
@@ -44,6 +46,15 @@ def photos(reduced: Sequence[int]) -> str:
     """What was trained on, in words."""
     sizes = " and ".join(f"1/{factor}" for factor in reduced)
     return PHOTOS.format(smaller=f" (those large enough at {sizes} of that size too, each counted)" if reduced else "")
+
+
+def remember(card: dict, replaced: dict | None) -> None:
+    """Into what a card says of the training before goes what the replaced card had measured of it."""
+    before = card.get("before", {})
+    while replaced:
+        if "measured" in replaced and before.get("held_out_psnr") == replaced["held_out_psnr"]:
+            before["measured"] = replaced["measured"]
+        replaced = replaced.get("before")
 
 
 def measured(results: dict, name: str) -> dict:
@@ -74,8 +85,10 @@ def main(words: list[str]) -> None:
         "measured": measured(results, name),
     }
     target = Path(kunet.weights.__file__).with_name(f"{name}.safetensors")
+    place = target.with_suffix(".json")
+    remember(card, json.loads(place.read_text()) if place.exists() else None)
     shutil.copy(packed, target)
-    target.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+    place.write_text(json.dumps(card, indent=1) + "\n")
     print(target)
 
 

@@ -47,8 +47,8 @@ class Network:
         device: of torch.
         precision: one of PRECISIONS; the halved ones compute convolutions and products in 16 bits.
         ensemble: N = 1, 2, 4 or 8: the output is the mean of what the network makes of N copies of the image, turned
-            and mirrored as ``kunet.ensemble`` says; each result is turned back before. That takes N times as long, and
-            some 60 bytes a pixel more.
+            and mirrored as ``kunet.ensemble`` says; each result is turned back before. That takes about N times as
+            long, and some 60 bytes a pixel more.
     Raises: ValueError for another precision or ensemble.
     """
 

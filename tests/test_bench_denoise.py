@@ -214,12 +214,20 @@ def test_release_keeps_the_history_of_trainings(release, tmp_path, monkeypatch, 
     assert card["measured"]["made"] == {"25": {"psnr": 30.0, "psnr_u8": 29.0, "ssim": 0.9}}
     assert card["measured"]["sigmas"] == [25] and card["megapixels"] == 1
     one, two = card["before"], card["before"]["before"]
-    assert [c["recipe"]["start"] for c in (card, one, two)] == ["second", "first", ""] and "before" not in two
+    starts = [f"{name}/weights.safetensors" for name in ("second", "first")]  # no name of a released file
+    assert [c["recipe"]["start"] for c in (card, one, two)] == [*starts, ""] and "before" not in two
     assert not {"measured"} & (set(one) | set(two)) and one["held_out_psnr"] == [[1, 20.0]]
     assert str(tmp_path) not in json.dumps(card) and "runs/" not in json.dumps(card) and "/a/" not in json.dumps(card)
 
     assert "(those large enough at 1/2 and 1/3 of that size too, each counted)" in release.photos((2, 3))
     assert card["data"] == release.photos(()) and "{" not in card["data"]
+
+    place = tmp_path / "weights" / "net.json"
+    place.write_text(json.dumps(one | {"measured": {"made": 1}}))  # as if the second had been released
+    for _ in range(2):  # a second time changes nothing
+        release.main(["runs/third", "results.json"])
+        after = json.loads(place.read_text())
+        assert after["before"].pop("measured") == {"made": 1} and after == card
 
     results["weights"]["net"] = "another"
     (tmp_path / "results.json").write_text(json.dumps(results))
@@ -233,19 +241,21 @@ def test_the_readme_has_a_row_a_set_and_contender(monkeypatch):
     ours = {"25": {"psnr": 30.0}, "50": {"psnr": 27.456}}
     means = {"kunet_tiny": ours, "kunet_tiny_x8": ours, "cbm3d": {"50": {"psnr": 27.0}}}
     time = {"of_ffdnet_time": {"cbsd68": 0.2345, "kodak24": 43.21}}
+    time["of_ffdnet_time_range"] = {"cbsd68": [0.2, 0.312], "kodak24": [43.2, 43.3]}
+    photo = {"seconds": 2.4, "range": [2.1, 3.0], "peak_mb": 1184}
     results = {
         "sigmas": [25, 50], "weights": {"kunet_tiny": "x"}, "machine": "m", "sets": dict.fromkeys(readme.SETS, means),
         "contenders": {name: time | {"ours": name.startswith("kunet")} for name in (*means, "ffdnet")},
-        "photo_2040x1356": {name: {"seconds": 2.4, "peak_mb": 1184} for name in ("kunet_tiny", "kunet_tiny_x8")},
+        "photo_2040x1356": dict.fromkeys(("kunet_tiny", "kunet_tiny_x8"), photo),
     }  # fmt: skip
     lines = readme.table(results).splitlines()
     assert len(lines) == 2 + 8 + 2
-    assert lines[2] == "| CBSD68, `kunet_tiny` | 30.00 | 27.46 | 0.23 |"
-    assert lines[3] == "| CBSD68, `kunet_tiny` `--ensemble 8` | 30.00 | 27.46 | 0.23 |"
-    assert lines[9] == "| Kodak24, CBM3D | – | 27.00 | 43 |"
+    assert lines[2] == "| CBSD68, `kunet_tiny` | 30.00 | 27.46 | 0.23 (0.2 to 0.31) |"
+    assert lines[3] == "| CBSD68, `kunet_tiny` `--ensemble 8` | 30.00 | 27.46 | 0.23 (0.2 to 0.31) |"
+    assert lines[9] == "| Kodak24, CBM3D | – | 27.00 | 43 (43) |"
     assert lines[-1] == (
-        "A 2040×1356 photo is done in 2.4 s and 1184 MB by `kunet_tiny`, in 2.4 s and 1184 MB by `kunet_tiny`"
-        " `--ensemble 8` (m)."
+        "A 2040×1356 photo is done in 2.4 s (2.1 to 3) and 1184 MB by `kunet_tiny`, in 2.4 s (2.1 to 3) and 1184 MB by"
+        " `kunet_tiny` `--ensemble 8` (m). In brackets the least and the largest, over images or passes."
     )
     text = "a\n<!-- results: x -->\nold\n<!-- /results -->\nb"
     assert readme.with_table(text, results).splitlines()[2:4] == lines[:2]

@@ -28,7 +28,8 @@ def test_a_small_run_writes_what_is_documented(bench, tmp_path, monkeypatch):
     assert set(results["rows"]) == set(results["exponents"]) == {"whole", "in 2 GB"}
     for row in results["rows"]["whole"]:
         assert row["how"] == "whole" and row["seconds"] > 0 and row["peak_mb"] >= row["idle_mb"] > 0
-    assert set(results["forms"]) == {"fp32", "bf16", "tables"} and results["forms"]["fp32"]["loss_db"] == 0
+    assert set(results["forms"]) == {"fp32", "bf16", "tables", "contiguous"}  # compiling takes long
+    assert results["forms"]["fp32"]["loss_db"] == 0 and abs(results["forms"]["contiguous"]["loss_db"]) < 1e-3
     assert abs(results["forms"]["tables"]["loss_db"]) < 0.05 and abs(results["forms"]["bf16"]["loss_db"]) < 0.1
     assert sum(results["profile"].values()) == pytest.approx(1, abs=0.01)
 
@@ -68,6 +69,9 @@ def test_what_was_measured():
     # the aim for time, 1.05, is missed: the maps of the smallest photo stay in the cache, those of the largest do not
     assert results["exponents"]["whole"]["time"] <= 1.15 and results["exponents"]["whole"]["memory"] <= 1.05
     assert results["largest_mpx"] >= 24
+    forms = results["forms"]
+    assert {"contiguous", "compiled"} < set(forms) and abs(forms["compiled"]["loss_db"]) < 1e-3
+    assert forms["compiled"]["first_seconds"] > forms["compiled"]["seconds"] > 0
     photo = next(row for row in results["rows"]["in 2 GB"] if row["width"] == 2040)
     assert photo["peak_mb"] <= 1500
 

@@ -218,8 +218,8 @@ def _add_model(p: argparse.ArgumentParser, default: str | None = DEFAULT) -> Non
         default=1,
         choices=(1, 2, 4, 8),
         metavar="N",
-        help="mean over N turned and mirrored copies of an image, 1 (default), 2, 4 or 8, in N times the time; photos"
-        " are denoised better",
+        help="mean over N turned and mirrored copies of an image, 1 (default), 2, 4 or 8, in about N times the time;"
+        " photos are denoised better",
     )
 
 

@@ -253,4 +253,6 @@ class CompactKUnet(nn.Module):
         """A map on its way up with the one of its size on the way down."""
         if self.skips == "concat":
             return torch.cat([x, kept], 1)
-        return x + kept if self.skips == "add" else x
+        if self.skips == "none":
+            return x
+        return x.add_(kept) if len(self.widths) > 1 else x + kept  # in place, where x is no part of another map

@@ -1,0 +1,90 @@
+"""benchmarks/swap.py: only the projections differ, done trainings are read, and what the book says was measured."""
+
+import importlib
+import json
+from functools import partial
+
+import pytest
+import torch
+from conftest import ROOT
+
+from kunet.runs import load_weights
+from kunet.weights import find
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("swap")
+
+
+def widths() -> dict:
+    return {"mlp_parameters": 573, "mlp_macs": 326, "mlp_time": 800, "mlp_time_ratio": 1.0}
+
+
+def test_a_start_is_the_released_network_but_for_its_projections(bench, tmp_path):
+    released, card = load_weights(find("kunet_tiny"))
+    base, old = bench.BASE | card["recipe"]["model_args"], released.state_dict()
+    changes = bench.kinds(widths())
+    assert list(changes) == ["kept", "kan", "linear", "mlp_parameters", "mlp_macs", "mlp_time"]
+    start = lambda name, seed=0: load_weights(
+        bench.begin("kunet_tiny", name, base | changes[name], seed, tmp_path)
+    )[0].state_dict()  # fmt: skip
+    for name in changes:
+        new = start(name)
+        same = {key for key in old if key in new and torch.equal(old[key], new[key])}
+        assert same >= {key for key in old if ".kan." not in key}
+        assert (name == "kept") == (same == set(old)) and bool(set(new) - same) == (name != "kept")
+    one, other, again = start("kan"), start("kan", 1), start("kan")
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+    assert all(torch.equal(one[key], again[key]) for key in one)
+
+
+def test_a_small_run(bench, tmp_path, monkeypatch):
+    trials, ran = importlib.import_module("trials"), []
+
+    def run_all(wanted, folder, workers):
+        for name, trial in wanted.items():
+            if not trials.finished(trial, folder / name):
+                ran.append(name)
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                (folder / name / "trial.json").write_text(trials.text(trial))
+                (folder / name / "result.json").write_text(json.dumps(trials.run(folder / name)))
+        return {name: json.loads((folder / name / "result.json").read_text()) for name in wanted}
+
+    monkeypatch.setattr(bench, "run_all", run_all)
+    monkeypatch.setattr(bench, "costs", partial(bench.costs, repeats=1))
+    monkeypatch.setattr(bench, "mlp_widths", lambda base: {})
+    monkeypatch.setattr(bench, "PATCH", 32)
+    threads = torch.get_num_threads()
+    words = ["--seconds", "0.01", "--seeds", "0", "1", "--images", "1", "--folder", str(tmp_path / "runs")]
+    for asked in (
+        ["kept-0", "kan-0", "linear-0", "linear-steps-0", "kept-1", "kan-1", "linear-1", "linear-steps-1"],
+        [],
+    ):
+        ran.clear()
+        bench.main([*words, "--out", str(tmp_path / "swap.json")])
+        assert ran == asked
+    torch.set_num_threads(threads)
+    rows = json.loads((tmp_path / "swap.json").read_text())["rows"]
+    assert list(rows) == ["kept", "kan", "linear"] and "minus" not in rows["kan"]
+    assert rows["kept"]["zeroed"]["lost"]["mean"] > 0.3  # dB: the released network asks much of its KAN layers
+    assert rows["linear"]["parameters"] < rows["kan"]["parameters"] == rows["kept"]["parameters"]
+    assert set(rows["linear"]["equal_steps"]) >= {"steps", "psnr", "minus"} and "equal_steps" not in rows["kept"]
+
+
+def test_a_run_of_one_seed_is_refused(bench):
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--seeds", "0"])
+
+
+def test_what_was_measured():
+    results = json.loads((ROOT / "book" / "results" / "swap.json").read_text())
+    rows, seeds = results["rows"], results["seeds"]
+    assert len(seeds) == 3 and set(rows) == {"kept", "kan", "linear", "mlp_parameters", "mlp_macs", "mlp_time"}
+    assert rows["mlp_parameters"]["parameters"] == pytest.approx(rows["kan"]["parameters"], rel=0.01)
+    assert rows["mlp_macs"]["macs_per_pixel"] == pytest.approx(rows["kan"]["macs_per_pixel"], rel=0.01)
+    assert results["searched"]["mlp_time_ratio"] == pytest.approx(1, abs=0.1)
+    assert rows["kept"]["minus"]["mean"] > 4 * rows["kept"]["minus"]["standard_error"] > 0
+    for row in rows.values():
+        assert all(len(row[key]) == len(seeds) for key in ("train_seconds",)) and len(row["psnr"]["each"]) == len(seeds)
