@@ -30,7 +30,7 @@ def label(name: str) -> str:
 def table(results: dict) -> str:
     """The table and its sentences, in Markdown."""
     sigmas = [f"{sigma:g}" for sigma in results["sigmas"]]
-    between = lambda values: " to ".join(dict.fromkeys(map(ratio, values)))  # one where they read alike
+    between = lambda values: " to ".join(f"{value:.1f}" for value in values)
     heads = [f"σ = {sigma}" for sigma in sigmas]
     lines = [f"| PSNR (dB) | {' | '.join(heads)} | time / FFDNet's |", "|---" * (len(sigmas) + 2) + "|"]
     labels = {name: label(name) for name, row in results["contenders"].items() if row["ours"]} | PEERS
@@ -38,15 +38,13 @@ def table(results: dict) -> str:
         for who, words in labels.items():
             rows = results["sets"][key].get(who, {})
             psnr = [f"{rows[sigma]['psnr']:.2f}" if sigma in rows else "–" for sigma in sigmas]
-            row = results["contenders"][who]
-            time, least_most = ratio(row["of_ffdnet_time"][key]), between(row["of_ffdnet_time_range"][key])
-            lines.append(f"| {title}, {words} | {' | '.join(psnr)} | {time} ({least_most}) |")
+            time = ratio(results["contenders"][who]["of_ffdnet_time"][key])
+            lines.append(f"| {title}, {words} | {' | '.join(psnr)} | {time} |")
     photos = [
         f"in {row['seconds']} s ({between(row['range'])}) and {row['peak_mb']} MB by {label(name)}"
         for name, row in results["photo_2040x1356"].items()
     ]
-    said = "In brackets the least and the largest, over images or passes."
-    lines += ["", f"A 2040×1356 photo is done {', '.join(photos)} ({results['machine']}). {said}"]
+    lines += ["", f"A 2040×1356 photo is done {', '.join(photos)} ({results['machine']}; in brackets the range)."]
     return "\n".join(lines)
 
 

@@ -86,5 +86,9 @@ def test_what_was_measured():
     assert rows["mlp_macs"]["macs_per_pixel"] == pytest.approx(rows["kan"]["macs_per_pixel"], rel=0.01)
     assert results["searched"]["mlp_time_ratio"] == pytest.approx(1, abs=0.1)
     assert rows["kept"]["minus"]["mean"] > 4 * rows["kept"]["minus"]["standard_error"] > 0
-    for row in rows.values():
-        assert all(len(row[key]) == len(seeds) for key in ("train_seconds",)) and len(row["psnr"]["each"]) == len(seeds)
+    assert rows["kept"]["minus"]["mean"] < 0.1 < rows["kept"]["zeroed"]["lost"]["mean"]
+    for name in set(rows) - {"kept", "kan"}:  # what the book says in words
+        for found in (rows[name], rows[name]["equal_steps"]):
+            assert abs(found["minus"]["mean"]) < 0.01
+        assert rows[name]["zeroed"]["lost"]["mean"] < 0.1
+    assert all(len(row["psnr"]["each"]) == len(row["train_seconds"]) == len(seeds) for row in rows.values())
