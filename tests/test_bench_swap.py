@@ -54,6 +54,7 @@ def test_a_small_run(bench, tmp_path, monkeypatch):
 
     monkeypatch.setattr(bench, "run_all", run_all)
     monkeypatch.setattr(bench, "costs", partial(bench.costs, repeats=1))
+    monkeypatch.setattr(bench, "step_seconds", partial(bench.step_seconds, rounds=1))
     monkeypatch.setattr(bench, "mlp_widths", lambda base: {})
     monkeypatch.setattr(bench, "PATCH", 32)
     threads = torch.get_num_threads()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kunet import splines
@@ -110,6 +110,7 @@ def test_reference_gradcheck(degree, outside):
     outside=st.sampled_from(["zero", "linear", "clamp"]),
     seed=st.integers(0, 99),
 )
+@example("traced", 1, 15, 1, 1, 1, 0.0, 1.0, "zero", 27)  # 0.0002, beside control points of 1
 def test_any_shape(kernel, degree, cells, rows, features, outputs, lower, span, outside, seed):
     """Any number of rows (none too), inputs on knots, at the ends, far outside, NaN in one row."""
     generator = torch.Generator().manual_seed(seed)
@@ -129,7 +130,8 @@ def test_any_shape(kernel, degree, cells, rows, features, outputs, lower, span, 
     # a float32 x or step is off by a rounding of its size, which the slope of the spline (~ cells / span) multiplies
     rounding = 1.2e-7 * (abs(lower) + span) * cells / span * (1000 if outside == "linear" else 1)
     scale = exact.nan_to_num().abs().amax() + 1e-12 if rows else 1.0
-    assert bool(((found - exact).nan_to_num().abs() <= (1e-5 + 10 * rounding) * scale).all())
+    slope = max(scale, weight.abs().amax())  # a lone output may be nearly zero where it is steep
+    assert bool(((found - exact).nan_to_num().abs() <= 1e-5 * scale + 10 * rounding * slope).all())
 
 
 def test_chunks_agree_with_one_piece():
