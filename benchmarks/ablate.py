@@ -34,6 +34,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -267,20 +268,31 @@ def psnr(model: nn.Module, test: str, images: int, mode: str) -> float:
     return round(statistics.mean(each), 4)
 
 
-def scores(weights: Path, row: Row, test: str, images: int) -> dict[str, float]:
-    """PSNR on float noise, on 8-bit noise where the row asks for it, and without what the tokens add."""
+def kept_scores(
+    weights: Path, test: str, images: int, measure: Callable[[nn.Module], dict[str, float]]
+) -> dict[str, float]:
+    """What ``measure`` finds of trained weights; kept beside them, for them and these images."""
     place = weights.parent / "scores.json"
     of = {"weights": hashlib.sha256(weights.read_bytes()).hexdigest(), "test": Path(test).name, "images": images}
     if place.exists() and (found := json.loads(place.read_text()))["of"] == of:
         return found["psnr"]
-    model = load_weights(weights)[0].eval().to(memory_format=torch.channels_last)
-    found = {mode: psnr(model, test, images, mode) for mode in (("float", "u8") if row.both else ("float",))}
-    if model.tokens is not None:
-        for parameter in model.unpatchify.parameters():
-            parameter.data.zero_()
-        found["zeroed"] = psnr(model, test, images, "float")
+    found = measure(load_weights(weights)[0].eval().to(memory_format=torch.channels_last))
     place.write_text(json.dumps({"of": of, "psnr": found}))
     return found
+
+
+def scores(weights: Path, row: Row, test: str, images: int) -> dict[str, float]:
+    """PSNR on float noise, on 8-bit noise where the row asks for it, and without what the tokens add."""
+
+    def measure(model: nn.Module) -> dict[str, float]:
+        found = {mode: psnr(model, test, images, mode) for mode in (("float", "u8") if row.both else ("float",))}
+        if model.tokens is not None:
+            for parameter in model.unpatchify.parameters():
+                parameter.data.zero_()
+            found["zeroed"] = psnr(model, test, images, "float")
+        return found
+
+    return kept_scores(weights, test, images, measure)
 
 
 def run_seed(

@@ -17,11 +17,12 @@ for as many steps as "kan". Scored on the first --images images of --test, float
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
 import torch
-from ablate import BASE, SIGMA, Row, costs, examples, mlp_widths, paired, psnr, spread
+from ablate import BASE, SIGMA, Row, costs, examples, kept_scores, mlp_widths, paired, psnr, spread
 from torch import nn
 from trials import run_all, seconds_a_step
 
@@ -39,10 +40,6 @@ def kinds(widths: dict) -> dict[str, dict]:
     """Row -> the model arguments that it changes."""
     mlps = {name: {"projection": "mlp", "mlp_width": widths[name]} for name in widths if not name.endswith("ratio")}
     return {"kept": {}, "kan": {}, "linear": {"projection": "linear"}} | mlps
-
-
-def projections(model: nn.Module) -> list[nn.Module]:
-    return [block.kan for block in model.tokens]
 
 
 def begin(weights: str, name: str, args: dict, seed: int, folder: Path) -> Path:
@@ -82,14 +79,14 @@ def step_seconds(plans: dict[str, dict], folder: Path, rounds: int = 5) -> dict[
 
 def scores(weights: Path, test: str, images: int) -> dict[str, float]:
     """PSNR of a trained network, and without what its projections add."""
-    place = weights.parent / "scores.json"
-    if not place.exists():
-        model = load_weights(weights)[0].eval().to(memory_format=torch.channels_last)
+
+    def measure(model: nn.Module) -> dict[str, float]:
         found = {"float": psnr(model, test, images, "float")}
-        for projection in projections(model):
-            projection.register_forward_hook(lambda module, inputs, output: output * 0)
-        place.write_text(json.dumps(found | {"zeroed": psnr(model, test, images, "float")}))
-    return json.loads(place.read_text())
+        for block in model.tokens:
+            block.kan.register_forward_hook(lambda module, inputs, output: output * 0)
+        return found | {"zeroed": psnr(model, test, images, "float")}
+
+    return kept_scores(weights, test, images, measure)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -106,6 +103,9 @@ def main(words: list[str] | None = None) -> None:
     args = parser.parse_args(words)
     if len(args.seeds) < 2 or args.seconds <= 0 or min(args.images, args.workers) < 1:
         parser.error("give two seeds or more, and seconds, images and workers above 0")
+    if len(args.seeds) < 3 and args.out == RESULTS:
+        parser.error("fewer than three seeds need another --out, so that no page quotes them")
+    args.folder /= hashlib.sha256(find(args.weights).read_bytes()).hexdigest()[:12]  # other weights start anew
     card = json.loads(find(args.weights).with_suffix(".json").read_text())
     trained = card["recipe"]
     base = BASE | trained["model_args"]

@@ -5,7 +5,7 @@ import json
 from functools import partial
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, trials_in_this_process
 from PIL import Image
 
 from kunet import models
@@ -24,21 +24,9 @@ def bench():
 @pytest.fixture
 def small(bench, monkeypatch):
     """The benchmark with a tiny base, which trains in this process; ``ran`` are the trials that were not read."""
-    module, ran = importlib.import_module("trials"), []
     monkeypatch.setattr(bench, "BASE", bench.BASE | TINY)
-
-    def run_all(trials, folder, workers):
-        for name, trial in trials.items():
-            if not module.finished(trial, folder / name):
-                ran.append(name)
-                (folder / name).mkdir(parents=True, exist_ok=True)
-                (folder / name / "trial.json").write_text(module.text(trial))
-                (folder / name / "result.json").write_text(json.dumps(module.run(folder / name)))
-        return {name: json.loads((folder / name / "result.json").read_text()) for name in trials}
-
-    monkeypatch.setattr(bench, "run_all", run_all)
     monkeypatch.setattr(bench, "costs", partial(bench.costs, repeats=1))
-    return ran
+    return trials_in_this_process(bench, monkeypatch)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, trials_in_this_process
 
 from kunet.runs import load_weights
 from kunet.weights import find
@@ -41,18 +41,7 @@ def test_a_start_is_the_released_network_but_for_its_projections(bench, tmp_path
 
 
 def test_a_small_run(bench, tmp_path, monkeypatch):
-    trials, ran = importlib.import_module("trials"), []
-
-    def run_all(wanted, folder, workers):
-        for name, trial in wanted.items():
-            if not trials.finished(trial, folder / name):
-                ran.append(name)
-                (folder / name).mkdir(parents=True, exist_ok=True)
-                (folder / name / "trial.json").write_text(trials.text(trial))
-                (folder / name / "result.json").write_text(json.dumps(trials.run(folder / name)))
-        return {name: json.loads((folder / name / "result.json").read_text()) for name in wanted}
-
-    monkeypatch.setattr(bench, "run_all", run_all)
+    ran = trials_in_this_process(bench, monkeypatch)
     monkeypatch.setattr(bench, "costs", partial(bench.costs, repeats=1))
     monkeypatch.setattr(bench, "step_seconds", partial(bench.step_seconds, rounds=1))
     monkeypatch.setattr(bench, "mlp_widths", lambda base: {})
@@ -77,6 +66,8 @@ def test_a_small_run(bench, tmp_path, monkeypatch):
 def test_a_run_of_one_seed_is_refused(bench):
     with pytest.raises(SystemExit, match="2"):
         bench.main(["--seeds", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--seeds", "0", "1"])  # enough, but not to be quoted
 
 
 def test_what_was_measured():

@@ -130,7 +130,7 @@ def test_any_shape(kernel, degree, cells, rows, features, outputs, lower, span, 
     # a float32 x or step is off by a rounding of its size, which the slope of the spline (~ cells / span) multiplies
     rounding = 1.2e-7 * (abs(lower) + span) * cells / span * (1000 if outside == "linear" else 1)
     scale = exact.nan_to_num().abs().amax() + 1e-12 if rows else 1.0
-    slope = max(scale, weight.abs().amax())  # a lone output may be nearly zero where it is steep
+    slope = max(scale, weight.abs().amax() / 10)  # a lone output may be nearly zero where it is steep
     assert bool(((found - exact).nan_to_num().abs() <= 1e-5 * scale + 10 * rounding * slope).all())
 
 
