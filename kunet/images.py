@@ -213,10 +213,12 @@ def add_noise(
 
     Args:
         sigma: in 8-bit levels.
+        generator: of any device, whose stream the noise is.
         mode: "float" leaves the sum as it is (the literature's protocol, values outside [0, 1]
             included); "u8" clips it to [0, 1] and rounds it to 8 bits, as a file holds it.
     """
-    noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
+    where = generator.device if generator else None
+    noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=where)
     noisy = clean + unit(sigma) * noise.to(clean.device)
     return as_file(noisy) if check_mode(mode) == "u8" else noisy
 

@@ -83,7 +83,14 @@ class Recipe:
     seed: int = Field(default=0, ge=0, description="of weights, crops and noise")
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves torch's choice")
     log_every: int = Field(default=50, ge=1, description="steps between log lines")
-    workers: int = Field(default=0, ge=0, description="helper processes that read crops ahead, for each process")
+    feed: Literal["host", "device"] = Field(
+        default="host",
+        description="who cuts crops and adds noise: the host, crop by crop, or the device, which then holds all photos;"
+        " each has its own crops",
+    )
+    workers: int = Field(
+        default=0, ge=0, description="helper processes of the host that read crops ahead, for each process"
+    )
     save_every: int = Field(default=1000, ge=1, description="steps between checkpoints and validations")
     keep: int = Field(default=2, ge=1, description="checkpoints kept, the last ones")
 

@@ -4,7 +4,8 @@ An example is a uint8 array (H, W, C), so that one random crop serves every task
 (degraded, clean) 6, a photo with its mask 4. A task gives
 
     load(sources, held_out, progress)   examples to train on, examples held out
-    batch(crops, generator)             a training batch of crops (B, C, H, W) in [0, 1]
+    batch(crops, generator)             a training batch of crops (B, C, H, W) in [0, 1], where they are; on a device
+                                        other than the processor if ``on_device``, with a generator of that device
     probe(crops, seed)                  the same for validation: the same every time
     fits(model)                         a ValueError for a model that returns something else than the task wants
     loss(model, batch), score(model, batch)    a scalar; one number an image, whose name is ``measure``

@@ -19,6 +19,10 @@ class Batch:
     noise_level: Float[Tensor, " B"] | Float[Tensor, "B 1 H W"]
     target: Tensor
 
+    def __getitem__(self, which: slice) -> "Batch":
+        """Some of its images."""
+        return Batch(self.input[which], self.noise_level[which], self.target[which])
+
     def to(self, device: str | torch.device, memory_format: torch.memory_format) -> "Batch":
         move = lambda x: x.to(device, memory_format=memory_format, non_blocking=True)
         return Batch(move(self.input), self.noise_level.to(device, non_blocking=True), move(self.target))

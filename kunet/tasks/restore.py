@@ -27,6 +27,7 @@ class Restoration:
 
     objective: str = "log_mse"
     measure: ClassVar[str] = "psnr"
+    on_device: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.objective not in metrics.OBJECTIVES:
@@ -113,12 +114,12 @@ class Denoise(Restoration):
     def batch(self, crops: Float[Tensor, "B C H W"], generator: torch.Generator) -> Batch:
         """A training batch from clean crops; all its randomness comes from the generator."""
         low, high = self.sigma
-        draw = torch.rand(3, len(crops), generator=generator)
+        draw = torch.rand(3, len(crops), generator=generator, device=crops.device)
         sigma = torch.where(draw[0] < self.focus_share, self.focus, low + (high - low) * draw[1])
-        noise = torch.randn(crops.shape, generator=generator)
+        noise = torch.randn(crops.shape, generator=generator, device=crops.device)
         pixels = sigma[:, None, None, None]
         if self.map_share:
-            varied = torch.rand(len(crops), 1, 1, 1, generator=generator) < self.map_share
+            varied = torch.rand(len(crops), 1, 1, 1, generator=generator, device=crops.device) < self.map_share
             pixels = sigma = torch.where(varied, low + (high - low) * smooth_maps(crops, generator), pixels)
         noisy = crops + unit(pixels) * noise
         noisy = torch.where((draw[2] < self.u8_share)[:, None, None, None], as_file(noisy), noisy)
@@ -138,7 +139,7 @@ class Denoise(Restoration):
 
 def smooth_maps(crops: Float[Tensor, "B C H W"], generator: torch.Generator) -> Float[Tensor, "B 1 H W"]:
     """A random smooth map of each crop, from 0 to 1: 4 x 4 numbers, interpolated bicubically and cut to that range."""
-    coarse = torch.rand(len(crops), 1, 4, 4, generator=generator)
+    coarse = torch.rand(len(crops), 1, 4, 4, generator=generator, device=crops.device)
     return F.interpolate(coarse, crops.shape[-2:], mode="bicubic", align_corners=True).clamp(0, 1)
 
 
@@ -165,6 +166,7 @@ class Deblur(Restoration):
     spread: tuple[float, ...] = (0.4, 2.4)
     motion_share: float = 0.75
     quality: tuple[float, ...] | None = (25, 25)
+    on_device: ClassVar[bool] = False  # Pillow writes the JPEG files
 
     def __post_init__(self):
         super().__post_init__()
@@ -229,7 +231,7 @@ class Derain(Restoration):
         """A training batch from clean crops; all its randomness comes from the generator."""
         ranges = (self.density, self.length, self.angle, self.width, self.brightness)
         drawn = [_draw(len(crops), range_, generator) for range_ in ranges]
-        return Batch(as_file(degrade.rain(crops, *drawn, generator)), torch.zeros(len(crops)), crops)
+        return Batch(as_file(degrade.rain(crops, *drawn, generator)), crops.new_zeros(len(crops)), crops)
 
     def probe(self, crops: Float[Tensor, "B C H W"], seed: int) -> Batch:
         """A validation batch: the same rain every time."""
@@ -248,7 +250,7 @@ class Pairs(Restoration):
         return load_pairs(sources, held_out, progress)
 
     def batch(self, crops: Float[Tensor, "B 6 H W"], generator: torch.Generator) -> Batch:
-        return Batch(crops[:, :3], torch.zeros(len(crops)), crops[:, 3:])
+        return Batch(crops[:, :3], crops.new_zeros(len(crops)), crops[:, 3:])
 
     def probe(self, crops: Float[Tensor, "B 6 H W"], seed: int) -> Batch:
         return self.batch(crops, torch.Generator())
@@ -256,7 +258,7 @@ class Pairs(Restoration):
 
 def _draw(count: int, bounds: tuple[float, float], generator: torch.Generator) -> Float[Tensor, " B"]:
     low, high = bounds
-    return low + (high - low) * torch.rand(count, generator=generator)
+    return low + (high - low) * torch.rand(count, generator=generator, device=generator.device)
 
 
 def _check_ranges(task: str, **ranges: tuple[tuple[float, ...], float, float]) -> None:

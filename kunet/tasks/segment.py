@@ -44,6 +44,7 @@ class Segment:
     sigma: float = 0.0
     size: int | None = 128
     measure: ClassVar[str] = "dice"
+    on_device: ClassVar[bool] = True
     _counted: tuple[float, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -73,7 +74,7 @@ class Segment:
     def batch(self, crops: Float[Tensor, "B 4 H W"], generator: torch.Generator) -> Batch:
         """A training batch; all its randomness comes from the generator."""
         noisy = add_noise(crops[:, :3], self.sigma, generator) if self.sigma else crops[:, :3]
-        level = torch.full((len(crops),), float(unit(self.sigma)))
+        level = crops.new_full((len(crops),), float(unit(self.sigma)))
         return Batch(noisy, level, (crops[:, 3:] * LEVELS).round().long())
 
     def probe(self, crops: Float[Tensor, "B 4 H W"], seed: int) -> Batch:

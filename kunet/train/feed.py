@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kunet.data import Crops
+from kunet.data.resident import Resident
 from kunet.distributed import Group
 from kunet.recipes import Phase
 from kunet.runs import stop
@@ -43,6 +44,34 @@ class Examples(Dataset):
         return collate([self[key] for key in keys])
 
 
+class OnDevice:
+    """The same, made where the network is trained: the device holds all photos and makes a whole step at once.
+
+    Every process makes all of its step's examples and keeps its share, which costs a GPU next to nothing: so no number
+    of processes changes them here either. They depend on the kind of device, whose generator draws them.
+    Raises: ValueError as ``kunet.data.resident.Resident``.
+    """
+
+    def __init__(self, photos: Sequence[np.ndarray], task: Task, seed: int, device: torch.device):
+        self.photos, self.task, self.seed = photos, task, seed
+        self.resident = Resident(photos, device)
+        self.generator = torch.Generator(device)
+
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        """All of one step, by their keys; a part of them would be others."""
+        side, first = keys[0]
+        self.generator.manual_seed(mix(self.seed, first))
+        return self.task.batch(self.resident.crops(len(keys), side, self.generator), self.generator)
+
+
+Source = Examples | OnDevice
+
+
+def source(feed: str, photos: Sequence[np.ndarray], task: Task, seed: int, device: torch.device) -> Source:
+    """A training's examples, as a recipe's ``feed`` says."""
+    return OnDevice(photos, task, seed, device) if feed == "device" else Examples(photos, task, seed)
+
+
 def collate(examples: list[tuple[Tensor, Tensor, Tensor]]) -> Batch:
     return Batch(*(torch.stack(parts) for parts in zip(*examples)))
 
@@ -55,11 +84,28 @@ def keys(step: Step, rank: int = 0, size: int = 1) -> list[tuple[int, int]]:
 
 
 def feed(
-    examples: Examples, steps: Sequence[Step], group: Group, micro: int, workers: int
+    examples: Source, steps: Sequence[Step], group: Group, micro: int, workers: int
 ) -> Iterator[tuple[Step, list[Batch]]]:
     """Each step with this process's batches of it, of at most ``micro`` crops (0: all at once).
 
-    They are read ahead by ``workers`` helper processes, or with 0 when they are asked for.
+    Those of the host are read ahead by ``workers`` helper processes, or with 0 when they are asked for.
+    """
+    if isinstance(examples, OnDevice):
+        return _made(examples, steps, group, micro)
+    return _read(examples, steps, group, micro, workers)
+
+
+def _made(examples: OnDevice, steps: Sequence[Step], group: Group, micro: int) -> Iterator[tuple[Step, list[Batch]]]:
+    for step in steps:
+        share = step[1].batch // group.size
+        mine = examples.batch(keys(step))[group.rank * share : (group.rank + 1) * share]
+        yield step, [mine[piece[0] : piece[-1] + 1] for piece in _cut(list(range(share)), micro)]
+
+
+def _read(
+    examples: Examples, steps: Sequence[Step], group: Group, micro: int, workers: int
+) -> Iterator[tuple[Step, list[Batch]]]:
+    """From helper processes, where there are any.
 
     Helpers ignore the signals that stop a training, which would otherwise lose them before its last step; those that
     are left when the iterator is closed are killed.

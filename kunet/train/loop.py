@@ -18,11 +18,11 @@ from kunet.recipes import Recipe
 from kunet.runs import Run, save_weights, stop, track
 from kunet.tasks import Batch, Task
 from kunet.train import plan
-from kunet.train.feed import Examples, Step, feed, mix
+from kunet.train.feed import Source, Step, feed, mix, source
 from kunet.train.memory import room
 from kunet.train.progress import Progress
 from kunet.train.state import State
-from kunet.train.validate import part, probe, validate
+from kunet.train.validate import probe, validate
 
 MOST_SKIPPED = 3
 """Steps in a row without a finite gradient after which a training gives up."""
@@ -66,7 +66,8 @@ def train(
                 run.own(distributed.job())
         training = None
         try:
-            training = Training(recipe, run, group, model, task, Examples(photos, task, recipe.seed), held)
+            examples = source(recipe.feed, photos, task, recipe.seed, group.device)
+            training = Training(recipe, run, group, model, task, examples, held)
             training.go_on(stop_after or recipe.steps, asked, progress, tracking)
         except (ValueError, FloatingPointError, OSError):
             with suppress(OSError):  # the disk can be full
@@ -82,7 +83,7 @@ class Training:
     """One process's part of a training: the state that a checkpoint holds, and the loop that moves it on."""
 
     def __init__(
-        self, recipe: Recipe, run: Run, group: Group, model: nn.Module, task: Task, examples: Examples, held: list
+        self, recipe: Recipe, run: Run, group: Group, model: nn.Module, task: Task, examples: Source, held: list
     ):
         self.recipe, self.run, self.group, self.task, self.examples = recipe, run, group, task, examples
         self.layout = torch.channels_last
@@ -285,7 +286,7 @@ class Training:
     @torch.no_grad()
     def _show(self, count: int = 4) -> None:
         """A few held-out images for the mirror: as they came, restored, clean."""
-        batch = part(self.probe, slice(count)).to(self.group.device, self.layout)
+        batch = self.probe[:count].to(self.group.device, self.layout)
         if batch.target.shape[1] != 3:
             return
         self.state.average.module.eval()

@@ -58,6 +58,12 @@ def check(recipe: Recipe, device: str, size: int) -> None:
         raise ValueError(
             f"recipe {recipe.name!r}: compile needs a C++ compiler, and there is none; give --compile false"
         )
+    if recipe.feed == "device" and not tasks.TASKS[recipe.task].on_device:
+        able = ", ".join(name for name, task in tasks.TASKS.items() if task.on_device)
+        raise ValueError(
+            f"recipe {recipe.name!r}: {recipe.task} needs the host for its examples (the device can make those of"
+            f" {able}); give --feed host"
+        )
     for phase in recipe.phases:
         if phase.batch % size:
             raise ValueError(

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kunet.kan import training as kan
 from kunet.recipes import Recipe
 from kunet.train import plan
-from kunet.train.feed import Examples, Step, keys
+from kunet.train.feed import Source, Step, keys
 
 
 class State:
@@ -56,7 +56,7 @@ class State:
             saved[name] for name in ("step", "losses", "skipped", "best")
         )
 
-    def change_kans(self, recipe: Recipe, step: Step, examples: Examples, layout: torch.memory_format) -> bool:
+    def change_kans(self, recipe: Recipe, step: Step, examples: Source, layout: torch.memory_format) -> bool:
         """Grid extension and pruning that fall before this step, on the weights and on their average alike.
 
         A checkpoint holds grids and masks with the weights, and what decides is the step's whole batch, the same on

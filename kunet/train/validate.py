@@ -20,13 +20,9 @@ def validate(
     model.eval()
     scores = [0.0] * len(batch.input)
     for i in range(group.rank, len(scores), group.size):
-        scores[i] = float(task.score(model, part(batch, slice(i, i + 1)).to(group.device, layout)).mean())
+        scores[i] = float(task.score(model, batch[i : i + 1].to(group.device, layout)).mean())
     model.train(training)
     return sum(group.sum(*scores)) / len(scores)  # each score has one owner, so any number of processes sums the same
-
-
-def part(batch: Batch, which: slice) -> Batch:
-    return Batch(batch.input[which], batch.noise_level[which], batch.target[which])
 
 
 def probe(held: list, task: Task, size: int = 256) -> Batch | None:
