@@ -1,15 +1,20 @@
 """Crops that are cut on the device: which they are, that they are drawn evenly, and what is fed to a training."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_train import few, rows, same, weights
 
 from kunet import tasks
-from kunet.data import bundled
+from kunet.data import bundled, load_photos
 from kunet.data import resident as module
+from kunet.data.pack import pack
 from kunet.data.resident import Resident
 from kunet.distributed import Group
+from kunet.recipes import Phase
 from kunet.runs import Run
 from kunet.train import schedule, train
 from kunet.train.feed import OnDevice, feed
@@ -31,8 +36,8 @@ def seeded(seed: int, device: str) -> torch.Generator:
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_crop_is_a_turned_window_of_an_example(device):
     photos, size = numbered(), 12
-    crops = (Resident(photos, torch.device(device)).crops(600, size, seeded(0, device)).cpu() * 255).round().byte()
-    assert crops.shape == (600, 3, size, size)
+    crops = (Resident(photos, torch.device(device)).crops(2000, size, seeded(0, device)).cpu() * 255).round().byte()
+    assert crops.shape == (2000, 3, size, size)
     seen, corners = set(), {i: set() for i in range(len(SHAPES))}
     for crop in crops.movedim(1, -1).numpy():
         which = int(crop[0, 0, 0])
@@ -87,6 +92,17 @@ def test_more_than_fits(monkeypatch):
         Resident([], torch.device("cpu"))
 
 
+def test_packed_photos_are_taken_too(tmp_path):
+    for i, pixels in enumerate(numbered()):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    pack(tmp_path, tmp_path / "packed")
+    photos, _ = load_photos([str(tmp_path / "packed")])
+    ours, theirs = (
+        Resident(source, torch.device("cpu")).crops(50, 12, seeded(0, "cpu")) for source in (photos, numbered())
+    )
+    assert torch.equal(ours, theirs)
+
+
 # what a training gets
 
 
@@ -94,9 +110,8 @@ def test_more_than_fits(monkeypatch):
 def test_the_noise_is_the_tasks(device):
     """Per level and kind of noise what Denoise says: told, as strong as told, clipped where a file holds it."""
     task = tasks.make("denoise", {"sigma": [0, 75], "focus": 50, "focus_share": 0.5, "u8_share": 0.5})
-    batch = OnDevice(list(bundled("train").values()), task, 0, torch.device(device)).batch(
-        [(64, i) for i in range(200)]
-    )
+    source = OnDevice(list(bundled("train").values()), task, 0, torch.device(device))
+    batch = source.whole((0, Phase(share=1, patch=64, batch=200), 0))
     assert batch.input.device.type == batch.noise_level.device.type == batch.target.device.type == device
     level, noise = batch.noise_level.cpu(), (batch.input - batch.target).cpu()
     whole = ((batch.input * 255).round() / 255 == batch.input).flatten(1).all(1).cpu()
@@ -106,18 +121,39 @@ def test_the_noise_is_the_tasks(device):
     assert torch.allclose(noise[free].flatten(1).std(1), level[free], rtol=0.05)
 
 
-@pytest.mark.parametrize("name", [name for name, task in tasks.TASKS.items() if task.on_device])
-def test_every_task_that_says_so_works_on_the_device(name):
-    """Its batches are those of the host for the same crops and generator; a wrong device would raise on a GPU."""
-    channels = {"pairs": 6, "segment": 4}.get(name, 3)
-    random = np.random.default_rng(0)
-    examples = [random.integers(0, 3 if channels == 4 else 256, (40, 40, channels), np.uint8)]
-    task = tasks.make(name, {})
-    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        source = OnDevice(examples, task, 3, torch.device(device))
-        batch, again = (source.batch([(32, i) for i in range(4)]) for _ in range(2))
-        assert all(part.device.type == device for part in (batch.input, batch.noise_level, batch.target))
-        assert batch.input.shape == (4, 3, 32, 32) and torch.equal(batch.input, again.input)
+EVERY = [
+    ("denoise", {}),
+    ("denoise", {"focus_share": 0.5, "u8_share": 0.5, "map_share": 0.5}),
+    ("denoise", {"blind": True, "map_share": 0.5}),
+    ("pairs", {}),
+    ("segment", {}),
+    ("segment", {"sigma": 25}),
+]
+CHANNELS = {"pairs": 6, "segment": 4}
+
+
+def test_every_task_is_tried():
+    assert {name for name, _ in EVERY} == {name for name, task in tasks.TASKS.items() if task.on_device}
+
+
+@pytest.mark.parametrize("name,args", EVERY)
+def test_no_task_mixes_devices(name, args):
+    """Crops without values, on the device "meta": what is made on the processor beside them raises, as on a GPU."""
+    crops = torch.rand(4, CHANNELS.get(name, 3), 32, 32, device="meta")
+    batch = tasks.make(name, args).batch(crops, torch.Generator())
+    assert {part.device.type for part in (batch.input, batch.noise_level, batch.target)} == {"meta"}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name,args", EVERY)
+def test_a_step_is_made_again_to_the_bit(name, args, device):
+    examples = [np.random.default_rng(0).integers(0, 3, (40, 40, CHANNELS.get(name, 3)), np.uint8)]
+    source = OnDevice(examples, tasks.make(name, args), 3, torch.device(device))
+    steps = [(0, Phase(share=1, patch=32, batch=4), 0), (1, Phase(share=1, patch=32, batch=4), 4)]
+    one, other, again = (source.whole(step) for step in (*steps, steps[0]))
+    assert one.input.shape == (4, 3, 32, 32) and one.input.device.type == device
+    assert torch.equal(one.input, again.input) and torch.equal(one.target, again.target)
+    assert not torch.equal(one.input, other.input)
 
 
 @pytest.mark.parametrize("micro", [0, 1, 3])
@@ -137,26 +173,52 @@ def test_shares_and_pieces_make_up_the_step(micro):
             assert torch.equal(torch.cat([getattr(piece, part) for piece in pieces]), getattr(batch, part))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_training_stops_and_goes_on_to_the_same_bits(tmp_path, device):
-    whole = train(few(feed="device"), tmp_path / "whole", device=device, progress=False)
+def test_a_training_stops_and_goes_on_to_the_same_bits(tmp_path):
+    whole = train(few(feed="device"), tmp_path / "whole", progress=False)
     for stop in (1, 7, None):
-        pieces = train(few(feed="device"), tmp_path / "pieces", device=device, progress=False, stop_after=stop)
+        pieces = train(few(feed="device"), tmp_path / "pieces", progress=False, stop_after=stop)
     assert same(whole, pieces) and rows(whole) == rows(pieces)
-    other = train(few(), tmp_path / "other", device=device, progress=False)
+    other = train(few(), tmp_path / "other", progress=False)
     assert any(not torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(other).values()))
 
 
-def test_what_cannot_be_made_there_is_refused(tmp_path, kunet):
-    with pytest.raises(ValueError, match=r"deblur needs the host .* \(the device can make those of denoise, derain"):
-        train(few(task="deblur", task_args={}, feed="device"), tmp_path / "run", progress=False)
+@pytest.mark.parametrize("task", ["deblur", "derain"])
+def test_what_cannot_be_made_there_is_refused(tmp_path, task, kunet):
+    with pytest.raises(
+        ValueError, match=rf"{task} needs the host .* \(the device can make those of denoise, pairs, seg"
+    ):
+        train(few(task=task, task_args={}, feed="device"), tmp_path / "run", progress=False)
     assert Run(tmp_path / "run").status()[0] == "new"
+    words = ["--recipe", "quick", "--task", task, "--task-args", "{}", "--feed", "device", "--dry-run"]
+    done = kunet("train", *words, "--out", str(tmp_path / "dry"))
+    assert done.returncode == 2 and "give --feed host" in done.stderr
+
+
+def test_names_that_are_none(tmp_path, kunet):
+    with pytest.raises(ValueError, match="no task 'denoize'"):
+        train(few(task="denoize", feed="device"), tmp_path / "run", progress=False)
     done = kunet("train", "--recipe", "quick", "--feed", "gpu", "--out", str(tmp_path / "cli"))
     assert done.returncode == 2 and "feed" in done.stderr and "'host' or 'device'" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_folder_goes_on_with_its_own_feed(tmp_path):
-    train(few(), tmp_path, progress=False, stop_after=2)
-    with pytest.raises(ValueError, match="was started with feed 'host', not 'device'"):
+    """Also one that was started before a recipe had that field."""
+    run = train(few(), tmp_path, progress=False, stop_after=2)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="was started with feed 'host', not 'device'"):
+            train(few(feed="device"), tmp_path, progress=False)
+        old = json.loads((run.folder / "recipe.json").read_text())
+        old.pop("feed", None)
+        (run.folder / "recipe.json").write_text(json.dumps(old))
+    assert train(few(), tmp_path, progress=False, stop_after=4).status() == ("paused", 4)
+
+
+def test_a_device_that_is_full_says_what_to_do(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Resident, "crops", full)
+    with pytest.raises(ValueError, match=r"step 0: 4 crops of 16 x 16 .* or begin anew with --feed host"):
         train(few(feed="device"), tmp_path, progress=False)
+    assert Run(tmp_path).status()[0] == "failed"

@@ -70,7 +70,9 @@ def test_two_processes_equal_one(tmp_path, many):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, KANS | {"micro_batch": 1, "optimizer": "muon"}], ids=["plain", "grids, pieces and muon"]
+    "changes",
+    [{}, KANS | {"micro_batch": 1, "optimizer": "muon", "feed": "device"}],
+    ids=["plain", "grids, pieces, muon and the device's feed"],
 )
 def test_resume_on_two_is_bit_identical(tmp_path, many, changes):
     many(("whole", 0), ("pieces", 1), ("pieces", 7), ("pieces", 0), **changes)

@@ -99,7 +99,7 @@ def rain(
     kernels = kernels / kernels.amax((1, 2), keepdim=True)
     # drops beyond the border too, whose streaks reach inside: no side of a crop looks special
     size = [side + kernels.shape[-1] - 1 for side in clean.shape[-2:]]
-    chance, bright = torch.rand(2, len(clean), *size, generator=generator, device=clean.device)
+    chance, bright = torch.rand(2, len(clean), *size, generator=generator)
     drops = torch.where(chance < density[:, None, None], (1 + bright) / 2, 0)
     streaks = F.conv2d(drops[None], kernels.flip(1, 2)[:, None], groups=len(kernels)).transpose(0, 1)
     return (clean + brightness[:, None, None, None] * streaks).clamp(max=1)
@@ -109,9 +109,8 @@ def _along(length: Tensor, angle: Tensor, reach: int, profile) -> Float[Tensor, 
     """The mean of profile(x) profile(y) moved along centred lines, normalised; ``reach`` is the profile's."""
     half = math.ceil(float(length.max()) / 2) + reach
     count = 8 * half + 1  # points, in the middles of equal pieces: four a pixel or more
-    like = {"dtype": length.dtype, "device": length.device}
-    steps = torch.arange(-half, half + 1, **like)
-    along = length[:, None] * ((torch.arange(count, **like) + 0.5) / count - 0.5)
+    steps = torch.arange(-half, half + 1, dtype=length.dtype)
+    along = length[:, None] * ((torch.arange(count, dtype=length.dtype) + 0.5) / count - 0.5)
     angle = torch.deg2rad(angle)[:, None]
     x, y = along * torch.cos(angle), -along * torch.sin(angle)  # rows go down, angles up
     return _normalised(profile(steps - y[..., None]).mT @ profile(steps - x[..., None]))

@@ -19,7 +19,8 @@ class Resident:
     an example, evenly; a place, evenly; one of eight turns and mirrors. An example that is smaller than the crop is
     reflected beyond its lower and right edge, as there. The crops are others: the stream of numbers is the device's.
 
-    Raises: ValueError for no examples, or more than fit into the share ``SHARE`` of what the device has free.
+    Raises: ValueError for no examples, or more than fit into the share ``SHARE`` of the memory that a GPU has left, or
+        that the machine has.
     """
 
     def __init__(self, examples: Sequence[np.ndarray], device: torch.device):
@@ -58,9 +59,12 @@ def _window(side: Tensor, size: int, chance: Tensor, mirror: Tensor) -> Tensor:
 
 
 def _check_room(needed: int, what: str, device: torch.device) -> None:
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else physical_memory()
-    if needed > SHARE * free:
+    room = physical_memory()
+    if device.type == "cuda":  # what torch keeps there of earlier trainings can be had again
+        room = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        room -= torch.cuda.memory_allocated(device)
+    if needed > SHARE * room:
         raise ValueError(
-            f"{what}: take {needed / 1e9:.1f} GB on {device}, which has {free / 1e9:.1f} free; leave them on the host"
-            " (--feed host), or train on fewer"
+            f"{what}: take {needed / 1e9:.1f} GB on {device}, which has room for {SHARE * room / 1e9:.1f}; leave them"
+            " on the host (--feed host), or train on fewer"
         )

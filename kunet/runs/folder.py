@@ -106,10 +106,16 @@ class Run:
     def write_recipe(self, recipe: dict[str, Any]) -> None:
         write_whole(self.folder / "recipe.json", lambda path: path.write_text(json.dumps(recipe, indent=1) + "\n"))
 
-    def check_recipe(self, recipe: dict[str, Any], may_change: tuple[str, ...]) -> None:
-        """Raises: ValueError naming the first field in which the run was started with another value."""
+    def check_recipe(self, recipe: dict[str, Any], may_change: tuple[str, ...], defaults: dict[str, Any]) -> None:
+        """Raises: ValueError naming the first field in which the run was started with another value.
+
+        Fields that did not exist then had their defaults.
+        """
         path = self.folder / "recipe.json"
-        before, now = json.loads(path.read_text()) if path.exists() else {}, json.loads(json.dumps(recipe))
+        if not path.exists():
+            return
+        known, now = (json.loads(json.dumps(fields)) for fields in (defaults, recipe))
+        before = known | json.loads(path.read_text())
         for key, value in before.items():
             if key not in may_change and now.get(key) != value:
                 raise ValueError(

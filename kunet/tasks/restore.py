@@ -166,7 +166,7 @@ class Deblur(Restoration):
     spread: tuple[float, ...] = (0.4, 2.4)
     motion_share: float = 0.75
     quality: tuple[float, ...] | None = (25, 25)
-    on_device: ClassVar[bool] = False  # Pillow writes the JPEG files
+    on_device: ClassVar[bool] = False  # the host must know how large the kernels are, and Pillow writes the files
 
     def __post_init__(self):
         super().__post_init__()
@@ -220,6 +220,7 @@ class Derain(Restoration):
     angle: tuple[float, ...] = (60.0, 120.0)
     width: tuple[float, ...] = (1.0, 2.5)
     brightness: tuple[float, ...] = (0.2, 0.6)
+    on_device: ClassVar[bool] = False  # as Deblur
 
     def __post_init__(self):
         super().__post_init__()
@@ -231,7 +232,7 @@ class Derain(Restoration):
         """A training batch from clean crops; all its randomness comes from the generator."""
         ranges = (self.density, self.length, self.angle, self.width, self.brightness)
         drawn = [_draw(len(crops), range_, generator) for range_ in ranges]
-        return Batch(as_file(degrade.rain(crops, *drawn, generator)), crops.new_zeros(len(crops)), crops)
+        return Batch(as_file(degrade.rain(crops, *drawn, generator)), torch.zeros(len(crops)), crops)
 
     def probe(self, crops: Float[Tensor, "B C H W"], seed: int) -> Batch:
         """A validation batch: the same rain every time."""
@@ -258,7 +259,7 @@ class Pairs(Restoration):
 
 def _draw(count: int, bounds: tuple[float, float], generator: torch.Generator) -> Float[Tensor, " B"]:
     low, high = bounds
-    return low + (high - low) * torch.rand(count, generator=generator, device=generator.device)
+    return low + (high - low) * torch.rand(count, generator=generator)
 
 
 def _check_ranges(task: str, **ranges: tuple[tuple[float, ...], float, float]) -> None:

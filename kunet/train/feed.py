@@ -14,6 +14,7 @@ from kunet.recipes import Phase
 from kunet.runs import stop
 from kunet.runs.folder import forget_locks
 from kunet.tasks import Batch, Task
+from kunet.train.memory import room
 
 Step = tuple[int, Phase, int]
 
@@ -30,7 +31,7 @@ class Examples(Dataset):
     """
 
     def __init__(self, photos: Sequence[np.ndarray], task: Task, seed: int):
-        self.photos, self.task, self.seed = photos, task, seed
+        self.photos, self.task, self.seed, self.count = photos, task, seed, len(photos)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """(input, noise level, target) of one crop, without the batch's dimension."""
@@ -43,33 +44,37 @@ class Examples(Dataset):
         """Several of them."""
         return collate([self[key] for key in keys])
 
+    def whole(self, step: Step) -> Batch:
+        """All of a step's."""
+        return self.batch(keys(step))
+
 
 class OnDevice:
     """The same, made where the network is trained: the device holds all photos and makes a whole step at once.
 
-    Every process makes all of its step's examples and keeps its share, which costs a GPU next to nothing: so no number
-    of processes changes them here either. They depend on the kind of device, whose generator draws them.
+    Every process makes all of a step's examples and keeps its share: so no number of processes changes them here
+    either. They depend on seed, step and batch, and on the kind and model of the device, whose generator draws them.
     Raises: ValueError as ``kunet.data.resident.Resident``.
     """
 
     def __init__(self, photos: Sequence[np.ndarray], task: Task, seed: int, device: torch.device):
-        self.photos, self.task, self.seed = photos, task, seed
+        self.task, self.seed, self.count = task, seed, len(photos)
         self.resident = Resident(photos, device)
         self.generator = torch.Generator(device)
 
-    def batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
-        """All of one step, by their keys; a part of them would be others."""
-        side, first = keys[0]
-        self.generator.manual_seed(mix(self.seed, first))
-        return self.task.batch(self.resident.crops(len(keys), side, self.generator), self.generator)
+    def whole(self, step: Step) -> Batch:
+        """All of a step's."""
+        _, phase, first = step
+        self.generator.manual_seed(mix(self.seed, first, 0, 1))  # dropout's seeds are of three numbers
+        return self.task.batch(self.resident.crops(phase.batch, phase.patch, self.generator), self.generator)
 
 
 Source = Examples | OnDevice
 
 
-def source(feed: str, photos: Sequence[np.ndarray], task: Task, seed: int, device: torch.device) -> Source:
-    """A training's examples, as a recipe's ``feed`` says."""
-    return OnDevice(photos, task, seed, device) if feed == "device" else Examples(photos, task, seed)
+def source(who: str, photos: Sequence[np.ndarray], task: Task, seed: int, device: torch.device) -> Source:
+    """A training's examples, made by whom a recipe's ``feed`` says."""
+    return OnDevice(photos, task, seed, device) if who == "device" else Examples(photos, task, seed)
 
 
 def collate(examples: list[tuple[Tensor, Tensor, Tensor]]) -> Batch:
@@ -98,8 +103,10 @@ def feed(
 def _made(examples: OnDevice, steps: Sequence[Step], group: Group, micro: int) -> Iterator[tuple[Step, list[Batch]]]:
     for step in steps:
         share = step[1].batch // group.size
-        mine = examples.batch(keys(step))[group.rank * share : (group.rank + 1) * share]
-        yield step, [mine[piece[0] : piece[-1] + 1] for piece in _cut(list(range(share)), micro)]
+        with room(step[0], step[1].batch, step[1].patch, "device"):
+            mine = examples.whole(step)[group.rank * share : (group.rank + 1) * share]
+        size = micro or share
+        yield step, [mine[i : i + size] for i in range(0, share, size)]
 
 
 def _read(

@@ -67,6 +67,7 @@ def train(
         training = None
         try:
             examples = source(recipe.feed, photos, task, recipe.seed, group.device)
+            del photos  # which the device may hold now
             training = Training(recipe, run, group, model, task, examples, held)
             training.go_on(stop_after or recipe.steps, asked, progress, tracking)
         except (ValueError, FloatingPointError, OSError):
@@ -105,7 +106,7 @@ class Training:
             path = run.latest() if self.group.first else None
             if path:
                 fixed = {"steps"} if self.recipe.extend or self.recipe.prune else set()  # these happen at shares of it
-                run.check_recipe(recipe, may_change=tuple(set(plan.MAY_CHANGE) - fixed))
+                run.check_recipe(recipe, tuple(set(plan.MAY_CHANGE) - fixed), plan.DEFAULTS)
         path = self.group.share(path)
         if path:
             self.state.load(run.load(path), self.recipe, run.folder)
@@ -129,7 +130,7 @@ class Training:
         network = None
         try:
             for step, batches in feed(self.examples, steps, group, recipe.micro_batch, recipe.workers):
-                with room(step[0], batches[0]):
+                with room(step[0], len(batches[0].input), step[1].patch, recipe.feed):
                     if state.change_kans(recipe, step, self.examples, self.layout) or network is None:
                         network = self._network(batches[0])
                     stopping = self._step(step, network, batches, asked)
@@ -276,7 +277,7 @@ class Training:
         measure, rows = self.task.measure, self.run.read_log()
         card = {
             "recipe": dataclasses.asdict(self.recipe),
-            "photos": len(self.examples.photos),
+            "photos": self.examples.count,
             "held_out": self.held,
             "step": self.state.done,
             f"held_out_{measure}": [[row["step"], round(row[measure], 3)] for row in rows if measure in row],

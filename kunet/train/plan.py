@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,13 +23,15 @@ MAY_CHANGE = (
     *("steps", "log_every", "save_every", "keep", "threads", "workers", "compile", "micro_batch", "recompute"),
 )
 """Fields that a continued run may be given anew: the rest would make it another run."""
+DEFAULTS = asdict(Recipe(name="", steps=1, phases=[Phase(share=1, patch=8, batch=1)]))
+"""What the fields of a run mean that was started before they existed."""
 
 
 def build(recipe: Recipe) -> tuple[nn.Module, Any]:
     """(model, task) of a recipe, the model with its ``start`` weights.
 
     Raises: ValueError for an unknown name or argument, a model that does not return what the task wants, a start that
-        is another model, KAN options without KAN layers.
+        is another model, KAN options without KAN layers, a feed that the task cannot have.
     """
     try:
         model, task = models.make(recipe.model, recipe.model_args), tasks.make(recipe.task, recipe.task_args)
@@ -38,6 +41,12 @@ def build(recipe: Recipe) -> tuple[nn.Module, Any]:
     if not kan.layers(model) and (recipe.extend or recipe.prune or recipe.control_l1 or recipe.control_l2):
         raise ValueError(
             f"recipe {recipe.name!r}: {recipe.model} has no KAN layer; leave out extend, prune, control_l1, control_l2"
+        )
+    if recipe.feed == "device" and not task.on_device:
+        able = ", ".join(name for name, kind in tasks.TASKS.items() if kind.on_device)
+        raise ValueError(
+            f"recipe {recipe.name!r}: {recipe.task} needs the host for its examples (the device can make those of"
+            f" {able}); give --feed host"
         )
     if recipe.start:
         start = load_weights(find(recipe.start))[0]
@@ -57,12 +66,6 @@ def check(recipe: Recipe, device: str, size: int) -> None:
     if recipe.compile and device == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))):
         raise ValueError(
             f"recipe {recipe.name!r}: compile needs a C++ compiler, and there is none; give --compile false"
-        )
-    if recipe.feed == "device" and not tasks.TASKS[recipe.task].on_device:
-        able = ", ".join(name for name, task in tasks.TASKS.items() if task.on_device)
-        raise ValueError(
-            f"recipe {recipe.name!r}: {recipe.task} needs the host for its examples (the device can make those of"
-            f" {able}); give --feed host"
         )
     for phase in recipe.phases:
         if phase.batch % size:

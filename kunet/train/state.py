@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kunet.kan import training as kan
 from kunet.recipes import Recipe
 from kunet.train import plan
-from kunet.train.feed import Source, Step, keys
+from kunet.train.feed import Source, Step
 
 
 class State:
@@ -69,7 +69,7 @@ class State:
             kan.extend(self.model, event.grid_size, self.optimizer)
             kan.extend(self.average.module, event.grid_size)
         for event in prunings:
-            batch = examples.batch(keys(step)).to(next(self.model.parameters()).device, layout)
+            batch = examples.whole(step).to(next(self.model.parameters()).device, layout)
             look = lambda batch=batch: self.model(batch.input, batch.noise_level)
             self.model.eval()  # dropout would draw other numbers on each process, and after each start
             kan.mask_weakest(self.model, self.average.module, event.share, look)
