@@ -58,7 +58,7 @@ KEPT = Path("runs/denoise/scores.jsonl")
 PUBLISHED = Path(__file__).with_name("published.yaml")
 PHOTO = (2040, 1356)
 TURNS, TIMED, TIMED_IF_SLOW, SLOW_SECONDS = 3, 10, 1, 5.0
-ENSEMBLES = ("kunet_small_x2", "kunet_small_x8")
+ENSEMBLES = ("kunet_small_x2", "kunet_small_x8", "kunet_base_x8")
 REFERENCE, PEERS, SLOW_SIGMA = "ffdnet", ("ffdnet", "cbm3d"), 50
 
 

@@ -126,7 +126,7 @@ def test_a_part_is_not_published(bench, pictures, capsys):
     for words in (["folder"], [f"made={pictures}", "--sigmas", "300"], [f"made={pictures}", "--only", "nobody"]):
         with pytest.raises(SystemExit):
             bench.main([*words, "--out", "out.json"])
-    assert "no nobody; there are kunet_small, kunet_tiny" in capsys.readouterr().err
+    assert "no nobody; there are kunet_base, kunet_small, kunet_tiny" in capsys.readouterr().err
 
 
 def test_gains_are_paired(bench):

@@ -102,7 +102,9 @@ def test_weights_that_are_a_pickle(refused, tmp_path, photo):
     line = refused("denoise", photo, "--weights", tmp_path / "w.pth")
     assert "not a safetensors file" in line and "can run code" in line
     assert not (tmp_path / "photo_denoised.png").exists()
-    assert "give a released name (kunet_small, kunet_tiny)" in refused("denoise", photo, "--weights", "kunet_smal")
+    assert "give a released name (kunet_base, kunet_small, kunet_tiny)" in refused(
+        "denoise", photo, "--weights", "kunet_smal"
+    )
     assert "argument --ensemble: invalid choice" in refused("denoise", photo, "--ensemble", "3")
     assert "no such weights file" in refused("denoise", photo, "--weights", "kunet_huge")
 
