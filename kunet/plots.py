@@ -186,15 +186,16 @@ def footprint(influence: Float[Tensor, "H W"], ax: Axes | None = None, title: st
 def front(points: Mapping[str, tuple[float, float]], ours: Sequence[str], ax: Axes | None = None) -> Axes:
     """Denoisers by name at (time, PSNR in dB), ours as diamonds, and the Pareto front of those that none beats in both.
 
-    Names of ours lean, because they lie close together; the best of the others has its name below.
+    Names of ours stand upright, because they lie close together; the best of the others has its name below.
     """
     ax = ax or plt.subplots()[1]
     others = [name for name in points if name not in ours]
     best = max(others, key=lambda name: points[name][1], default=None)
     for name, (time, psnr) in points.items():
         ax.plot(time, psnr, "D" if name in ours else "o", ms=8 if name in ours else 5)
-        *at, turn = (2, 7, 35) if name in ours else (3, -12, 0) if name == best else (4, 4, 0)
-        ax.annotate(name, (time, psnr), at, textcoords="offset points", fontsize=8, rotation=turn)
+        at = (0, 8) if name in ours else (3, -12) if name == best else (4, 4)
+        stand = {"rotation": 90, "ha": "center"} if name in ours else {}
+        ax.annotate(name, (time, psnr), at, textcoords="offset points", fontsize=8, **stand)
     unbeaten = [
         (time, psnr)
         for time, psnr in sorted(points.values())
@@ -202,7 +203,9 @@ def front(points: Mapping[str, tuple[float, float]], ours: Sequence[str], ax: Ax
     ]
     ax.step(*zip(*unbeaten), where="post", color="gray", lw=1, zorder=0)
     ax.margins(y=0.1)
-    ax.set_ylim(top=max(psnr for _, psnr in points.values()) + 1.6)  # room for the names
+    low = min(psnr for _, psnr in points.values())
+    high = max(psnr for _, psnr in points.values())
+    ax.set_ylim(top=high + max(1.6, 0.4 * (high - low)))  # room for the names
     ax.set(xscale="log", ylabel=MEASURES["psnr"])
     return ax
 
