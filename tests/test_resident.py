@@ -92,6 +92,15 @@ def test_more_than_fits(monkeypatch):
         Resident([], torch.device("cpu"))
 
 
+def test_memory_that_is_gone_by_then(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(ValueError, match=r"3 examples: take 0.0 GB on cpu, .* \(--feed host\)"):
+        Resident(numbered(), torch.device("cpu"))
+
+
 def test_packed_photos_are_taken_too(tmp_path):
     for i, pixels in enumerate(numbered()):
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")

@@ -1,6 +1,5 @@
 """Examples that lie in the memory of the device that trains on them, and crops that are cut there, many at a time."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,8 +27,7 @@ class Resident:
             raise ValueError("Resident: no examples to crop from")
         shapes = [example.shape for example in examples]
         areas = [height * width for height, width, _ in shapes]
-        _check_room(sum(map(math.prod, shapes)), f"{len(shapes)} examples", device)
-        self.pixels = torch.empty(sum(areas), shapes[0][2], dtype=torch.uint8, device=device)
+        self.pixels = _room_for(sum(areas), shapes[0][2], f"{len(shapes)} examples", device)
         for part, example in zip(self.pixels.split(areas), examples):
             part.copy_(torch.tensor(example).flatten(0, 1))  # one at a time: the host needs no second copy of them all
         self.sides = torch.tensor([shape[:2] for shape in shapes], device=device)  # (N, 2)
@@ -58,13 +56,19 @@ def _window(side: Tensor, size: int, chance: Tensor, mirror: Tensor) -> Tensor:
     return torch.minimum(at, period - 1 - at)  # beyond the edge the example comes back, its last pixel twice
 
 
-def _check_room(needed: int, what: str, device: torch.device) -> None:
+def _room_for(pixels: int, channels: int, what: str, device: torch.device) -> Tensor:
+    """Memory for so many pixels, (N, C) uint8, where the device has it left."""
     room = physical_memory()
     if device.type == "cuda":  # what torch keeps there of earlier trainings can be had again
         room = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         room -= torch.cuda.memory_allocated(device)
-    if needed > SHARE * room:
-        raise ValueError(
-            f"{what}: take {needed / 1e9:.1f} GB on {device}, which has room for {SHARE * room / 1e9:.1f}; leave them"
-            " on the host (--feed host), or train on fewer"
-        )
+    needed, share = pixels * channels, int(SHARE * room)
+    if needed <= share:
+        try:
+            return torch.empty(pixels, channels, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError:  # another process was quicker
+            share = 0
+    raise ValueError(
+        f"{what}: take {needed / 1e9:.1f} GB on {device}, which has room for {share / 1e9:.1f}; leave them"
+        " on the host (--feed host), or train on fewer"
+    )
