@@ -28,6 +28,7 @@ RECIPES = (
     "kunet_small",
     "kunet_small_further",
     "kunet_base",
+    "kunet_base_further",
     "kunet_large",
 )
 SIZE = 256  # a multiple of everything, so nothing is padded

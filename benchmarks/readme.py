@@ -40,11 +40,10 @@ def table(results: dict) -> str:
             psnr = [f"{rows[sigma]['psnr']:.2f}" if sigma in rows else "–" for sigma in sigmas]
             time = ratio(results["contenders"][who]["of_ffdnet_time"][key])
             lines.append(f"| {title}, {words} | {' | '.join(psnr)} | {time} |")
-    photos = [
-        f"in {row['seconds']} s ({between(row['range'])}) and {row['peak_mb']} MB by {label(name)}"
-        for name, row in results["photo_2040x1356"].items()
-    ]
-    lines += ["", f"A 2040×1356 photo is done {', '.join(photos)} ({results['machine']}; in brackets the range)."]
+    lines += ["", "| a photo of 2040×1356 pixels | seconds (range) | peak memory (MB) |", "|---|---|---|"]
+    for name, row in results["photo_2040x1356"].items():
+        lines.append(f"| {label(name)} | {row['seconds']} ({between(row['range'])}) | {row['peak_mb']} |")
+    lines += ["", f"Times are of one run ({results['machine']}); seconds are medians."]
     return "\n".join(lines)
 
 

@@ -70,8 +70,8 @@ def _parser() -> Parser:
         "denoise", verbs.denoise, "remove noise from photos", "Remove noise from photos, one by one or whole folders."
     )
     p.add_argument(
-        "--sigma", type=_level, default=50, help="strength of the noise in 8-bit levels, 0 to 255 (default: 50), or"
-        " auto: estimated for each photo, and said",
+        "--sigma", type=_level, default="auto", help="strength of the noise in 8-bit levels, 0 to 255, or auto (the"
+        " default): estimated for each photo, and said",
     )  # fmt: skip
     _add_photos(p, "PHOTO_denoised.png")
     _add_model(p)
