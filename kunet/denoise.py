@@ -10,11 +10,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from kunet import folders
+from kunet import folders, tasks
 from kunet.images import check_sigma, check_sigma_map, unit
 from kunet.noise import estimate_sigma
 from kunet.restore import Network, through
-from kunet.tasks import Denoise
 from kunet.weights import DEFAULT
 
 SUFFIX = "_denoised"
@@ -61,8 +60,8 @@ class Denoiser(Network):
     ) -> "Denoiser":
         """From released weights by name, or a .safetensors file by path. Raises: ValueError."""
         network, args = cls.open(weights, ("denoise",), memory, device, precision, ensemble)
-        sigma, blind = tuple(args.get("sigma", Denoise.sigma)), args.get("blind", Denoise.blind)
-        return replace(network, trained_sigma=sigma, blind=blind, own_error=OWN_ERROR)
+        task = tasks.make("denoise", args)
+        return replace(network, trained_sigma=tuple(task.sigma), blind=task.blind, own_error=OWN_ERROR)
 
     @torch.inference_mode()
     def __call__(

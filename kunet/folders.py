@@ -8,7 +8,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from kunet.data import list_images
-from kunet.images import SUFFIXES, ImageError, check_holds, check_writable, open_image, save_image
+from kunet.images import SUFFIXES, ImageError, check_holds, check_writable, direct, open_image, save_image
 
 
 def run(
@@ -19,6 +19,7 @@ def run(
     suffix: str,
     force: bool = False,
     progress: bool = True,
+    mode: str = "",
 ) -> list[str]:
     """Every image of files and folders through ``photo``.
 
@@ -28,14 +29,15 @@ def run(
             file, or into FOLDER + suffix for a folder.
         photo: image, progress -> image; calls progress after each of ``steps(height, width)`` parts of its work.
         force: overwrite files that exist.
+        mode: Pillow's, of what ``photo`` returns, where it is not the image's own.
     Returns: one line an image that failed; the others are written.
     Raises: ValueError for a request that cannot be met as a whole, before any work.
     """
     jobs, failures = plan(inputs, output, force, suffix), []
     for source, target in jobs:
         try:
-            image = open_image(source)
-            check_holds(target, image.mode)
+            image = direct(open_image(source))
+            check_holds(target, mode or image.mode)
             total = steps(image.height, image.width)
             with tqdm(total=total, desc=source.name, unit="tile", disable=not progress, leave=len(jobs) < 20) as bar:
                 result = photo(image, lambda bar=bar: bar.update() and None)
@@ -64,7 +66,10 @@ def plan(inputs: list[Path], output: Path | None, force: bool, suffix: str) -> l
     for given in inputs:
         if given.is_dir():
             base = output or given.resolve().with_name(given.resolve().name + suffix)
-            jobs += [(source, base / source.relative_to(given).with_suffix(".png")) for source in list_images(given)]
+            inside = base.resolve() != given.resolve()  # what an earlier run wrote into a folder in there is no photo
+            for source in list_images(given):
+                if not (inside and source.resolve().is_relative_to(base.resolve())):
+                    jobs.append((source, base / source.relative_to(given).with_suffix(".png")))
         elif output is None:
             jobs.append((given, given.with_name(f"{given.stem}{suffix}.png")))
         elif folder:
@@ -72,17 +77,14 @@ def plan(inputs: list[Path], output: Path | None, force: bool, suffix: str) -> l
         else:
             jobs.append((given, output))
     times = Counter(target for _, target in jobs)
-    for parent in {target.parent for target in times}:
-        check_writable(parent / "photo.png")
+    for target in {target.parent: target for target in times}.values():  # one of each folder
+        check_writable(target)
     for source, target in jobs:
+        check_holds(target, "")
         if times[target] > 1:
             raise ValueError(f"{target}: two images would be written there ({source} is one); take them one by one")
         if target.exists() and target.resolve() == source.resolve():
             raise ValueError(f"{target}: is the photo itself; give another -o")
         if target.exists() and not force:
             raise ValueError(f"{target}: exists already; give another -o, or --force to overwrite it")
-        if not target.exists() and target.suffix.lower() not in SUFFIXES:
-            raise ValueError(
-                f"{target}: cannot write {target.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}"
-            )
     return jobs

@@ -5,6 +5,7 @@ Notebook: notebooks/05_images.ipynb.
 
 import math
 import os
+import struct
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from kunet import metadata
 
 LEVELS = 255
 """Levels of an 8-bit channel: sigma is given in them and divided by them in ``unit`` alone."""
@@ -31,10 +34,6 @@ SUFFIXES = {
 }
 MAX_PIXELS = 178_000_000  # a little below the bound at which Pillow itself refuses
 """Larger files are refused: a small file can claim to be a huge image (a decompression bomb)."""
-
-
-METADATA = ("exif", "icc_profile", "dpi")
-"""What a saved image carries over from its ``info``."""
 
 
 class ImageError(ValueError):
@@ -90,7 +89,7 @@ def open_image(path: str | Path) -> Image.Image:
     """
     with _opened(Path(path)) as image:
         image.load()
-        return ImageOps.exif_transpose(image)
+        return metadata.upright(image, path)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -120,7 +119,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                         f"{path}: claims {image.width} x {image.height} pixels; at most {MAX_PIXELS / 1e6:.0f} million"
                         " are read, cut or scale it first"
                     )
-                if image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile):
+                if image.mode in ("RGB", "RGBA", "LA") and any(_deep(tile) for tile in image.tile):
                     raise ImageError(
                         f"{path}: has 16 bits a channel in {image.mode}, of which Pillow would keep 8; convert it to"
                         " 8 bits, or to 16-bit gray"
@@ -136,10 +135,16 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ImageError(f"{path}: not an image that Pillow can read; give a PNG, JPEG, WebP, BMP or TIFF") from None
     except PermissionError:
         raise ImageError(f"{path}: no permission to read it; change its permissions") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, ImageError):
-            raise
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's parsers raise whatever they meet in a damaged file
         raise ImageError(f"{path}: the image is damaged ({error}); get a whole copy of it") from None
+
+
+def _deep(tile: tuple) -> bool:
+    """Whether a part of a colour file, as Pillow is about to decode it, has 16 bits a channel."""
+    name, arguments = tile[0], tile[3]
+    return ";16" in str(arguments) or (name.startswith("ppm") and arguments[-1] > LEVELS)
 
 
 def load_rgb(path: str | Path) -> Float[Tensor, "3 H W"]:
@@ -150,6 +155,16 @@ def load_rgb(path: str | Path) -> Float[Tensor, "3 H W"]:
 def load_pixels(path: str | Path) -> np.ndarray:
     """A file as RGB, upright, (H, W, 3) uint8: the pixels of ``load_rgb``. Raises: ImageError."""
     return np.asarray(to_rgb(open_image(path)))
+
+
+def direct(image: Image.Image) -> Image.Image:
+    """An image whose pixels are colours themselves, with an alpha channel where something is transparent: palettes,
+    black and white, and a colour that stands for "transparent" become RGB, L, RGBA or LA. Other modes stay."""
+    clear = "transparency" in image.info
+    kind = {"P": "RGB", "1": "L"}.get(image.mode, image.mode)
+    if kind in ("RGB", "L") and (clear or kind != image.mode):
+        return image.convert({"RGB": "RGBA", "L": "LA"}[kind] if clear else kind)
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -171,6 +186,10 @@ def check_writable(path: Path) -> None:
 def check_holds(path: Path, mode: str) -> None:
     """Raises: ImageError when the file format of path cannot hold a Pillow image of that mode as it is."""
     suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ImageError(f"{path}: cannot write {suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
+    if mode == "P" and SUFFIXES[suffix] in ("JPEG", "WEBP"):
+        raise ImageError(f"{path}: {suffix} cannot hold the classes of a mask as they are; write .png, .tif or .bmp")
     if mode.startswith("I") and SUFFIXES[suffix] not in ("PNG", "TIFF"):
         raise ImageError(f"{path}: {suffix} cannot hold 16-bit gray; write .png or .tif")
     if mode.endswith("A") and SUFFIXES[suffix] in ("JPEG", "BMP"):
@@ -183,24 +202,25 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     Raises: ImageError for an unknown suffix, a missing folder, or one that cannot be written to.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ImageError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; use {', '.join(SUFFIXES)}")
     check_holds(path, image.mode)
     if not path.parent.is_dir():
         raise ImageError(f"{path}: its folder {path.parent} does not exist; make it first")
-    options = {"quality": 95, "subsampling": 0} if SUFFIXES[path.suffix.lower()] == "JPEG" else {}
-    options |= {key: image.info[key] for key in METADATA if key in image.info}
+    kind = SUFFIXES[path.suffix.lower()]
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}.get(kind, {})
+    options |= metadata.for_file(image, kind, path)
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         with os.fdopen(handle, "wb") as file:
-            image.save(file, SUFFIXES[path.suffix.lower()], **options)
+            image.save(file, kind, **options)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private; a saved picture is not
         os.replace(temporary, path)
     except OSError as error:
         raise ImageError(f"{path}: cannot write there ({error.strerror or error}); choose another -o") from None
+    except (ValueError, TypeError, OverflowError, SyntaxError, struct.error) as error:  # metadata, as a rule
+        raise ImageError(f"{path}: Pillow cannot write that ({error}); choose another format by -o") from None
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)

@@ -157,6 +157,8 @@ def run(
     values = resolve(path, given or {}, quick)
     if output.resolve() == path.resolve():
         raise ValueError(f"{output}: is the notebook itself; give another -o")
+    if output.suffix != ".ipynb" or output.is_dir():
+        raise ValueError(f"{output}: what is written is one notebook; give -o a name that ends in .ipynb")
     import papermill  # takes a second: only those who run notebooks pay
 
     _pass_tuples()

@@ -4,7 +4,6 @@
 says what they show; noise of a stated level has a room of its own, ``denoise``.
 """
 
-import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,9 +16,10 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
+from kunet import metadata
 from kunet.ensemble import ORIENTATIONS, turned, turned_back
-from kunet.images import METADATA, to_rgb, to_tensor, to_uint8
-from kunet.runs import load_weights
+from kunet.images import direct, to_rgb, to_tensor, to_uint8
+from kunet.runs import load_weights, read_card
 from kunet.tasks import Denoise, Segment
 from kunet.tiling import live_bytes, tile_count, tiled
 from kunet.weights import find
@@ -75,8 +75,8 @@ class Network:
         ensemble: int = 1,
     ) -> "tuple[Network, dict]":
         """(network, arguments of its task) from weights by name or path. Raises: ValueError, also for another task."""
-        model, card = load_weights(find(weights))
-        task, args = _task(card)
+        model, _ = load_weights(find(weights))
+        task, args = task_of(weights)
         if task not in tasks:
             verb = task if task in ("denoise", "segment") else "restore"
             raise ValueError(f"{weights}: was trained for the task {task}; use kunet {verb}")
@@ -255,8 +255,7 @@ class Segmenter(Network):
 
 def task_of(weights: str) -> tuple[str, dict]:
     """(name, arguments) of the task that weights, by name or path, were trained for, as their card says."""
-    card = find(weights).with_suffix(".json")
-    return _task(json.loads(card.read_text()) if card.exists() else {})
+    return _task(read_card(find(weights)))
 
 
 def _task(card: dict) -> tuple[str, dict]:
@@ -264,24 +263,29 @@ def _task(card: dict) -> tuple[str, dict]:
     return recipe.get("task", "denoise"), recipe.get("task_args", {})
 
 
+def _finite(x: Tensor) -> Tensor:
+    if not bool(x.isfinite().all()):
+        raise ValueError("the network returned values that are not finite; try --precision fp32")
+    return x
+
+
 def through(image: Image.Image, function: Callable[[Tensor], Tensor]) -> Image.Image:
     """A photo through a function of (C, H, W) tensors in [0, 1], C = 1 or 3: same size, mode and metadata.
 
-    Alpha passes through untouched. Modes: RGB, L, RGBA, LA, 1, P (as RGB or RGBA) and 16-bit gray.
-    Raises: ValueError for others.
+    Alpha passes through untouched. Modes: RGB, L, RGBA, LA, 1, P (as ``direct`` makes them) and 16-bit gray.
+    Raises: ValueError for others, and where the function returns values that are not finite.
     """
-    info = {k: v for k, v in image.info.items() if k in METADATA}
-    if image.mode in ("P", "1"):
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB" if image.mode == "P" else "L")
+    info = {k: v for k, v in image.info.items() if k in metadata.KEPT}
+    image = direct(image)
     if image.mode in ("I", "I;16", "I;16B", "I;16L"):
         pixels = np.array(image)
         if pixels.min() < 0 or pixels.max() > 65535:
             raise ValueError(f"gray values from {pixels.min()} to {pixels.max()}; 16-bit gray has 0 to 65535")
-        restored = function(to_tensor(pixels.astype(np.uint16)))
+        restored = _finite(function(to_tensor(pixels.astype(np.uint16))))
         result = Image.fromarray((restored[0] * 65535).round().numpy().astype(np.uint16))
     elif image.mode in ("RGB", "L", "RGBA", "LA"):
         colour = image.convert("RGB" if "RGB" in image.mode else "L")
-        result = Image.fromarray(to_uint8(function(to_tensor(colour))))
+        result = Image.fromarray(to_uint8(_finite(function(to_tensor(colour)))))
         if image.mode.endswith("A"):
             result.putalpha(image.getchannel("A"))
     else:

@@ -120,6 +120,32 @@ def test_wrong_words(refused, photo):
     assert "no such folder" in refused("evaluate", "nowhere")
 
 
+def test_photos_stand_together(refused, photo):
+    line = refused("denoise", photo, "--sigma", "30", "b.png")
+    assert "'b.png' stands apart from the other photos" in line and "see kunet denoise --help" in line
+    assert "an empty path" in refused("denoise", "") and "an empty path" in refused("denoise", photo, "-o", "")
+
+
+def test_what_is_no_result_of_ours_is_not_written_over(refused, photo, tmp_path):
+    before = photo.read_bytes()
+    assert "--json writes one .json file" in refused("evaluate", "--json", photo)
+    assert "--json writes one .json file" in refused("benchmark", "--json", photo)
+    assert "ends in .ipynb" in refused("notebook", "splines", "--quick", "-o", photo)
+    assert "cannot make the run's folder" in refused("train", "--recipe", "quick", "--dry-run", "--out", photo)
+    (tmp_path / "log.jsonl").touch()
+    for words in (["--dry-run"], ["--quiet", "--steps", "2"]):
+        line = refused("train", "--recipe", "quick", "--out", tmp_path, *words)
+        assert "holds log.jsonl of something else" in line
+    (tmp_path / "notes.txt").touch()
+    line = refused("denoise", photo, "-o", tmp_path / "notes.txt", "--force")
+    assert "cannot write .txt" in line and photo.read_bytes() == before
+
+
+def test_numbers_out_of_range(refused):
+    assert "--seed is -1; it must be from 0 to" in refused("evaluate", "--seed", "-1")
+    assert "more than the 178 million pixels" in refused("benchmark", "--sizes", "1000000x1000000")
+
+
 def test_train_wrongly(refused, tmp_path):
     assert "did you mean 'steps'" in refused("train", "--recipe", "quick", "--stesp", "5")
     assert "no such recipe (did you mean 'quick'?)" in refused("train", "--recipe", "quikc")

@@ -1,6 +1,7 @@
 """Photos in, photos out: every mode, every size, nothing lost."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,14 +10,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from kunet.data import bundled
+from kunet.data import bundled, list_images
 from kunet.denoise import SUFFIX, Denoiser, denoise_paths
 from kunet.evaluate import evaluate, noisy_version
 from kunet.folders import plan
 from kunet.images import add_noise, to_tensor
 from kunet.metrics import psnr
 from kunet.models import FFDNet
-from kunet.restore import GRID
+from kunet.restore import GRID, through
 from kunet.runs import save_weights
 
 
@@ -296,6 +297,34 @@ def test_a_folder(tmp_path, halve):
     assert len(failures) == 1 and "broken.png" in failures[0]
     out = tmp_path / "in_denoised"
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == ["a.png", "sub/b.png"]
+
+
+def test_results_inside_a_folder_are_no_photos_of_it(tmp_path, halve):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    for _ in range(2):
+        assert not denoise_paths([tmp_path], tmp_path / "clean", 25, halve, force=True, progress=False)
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png")) == ["a.png", "clean/a.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+    with pytest.raises(ValueError, match=r"sub: the folder cannot be read .Permission denied"):
+        list_images(tmp_path)
+
+
+def test_values_that_are_not_finite_are_no_photo(tmp_path):
+    for image in (Image.new("RGB", (4, 4)), Image.fromarray(np.zeros((4, 4), np.uint16))):
+        with pytest.raises(ValueError, match="not finite; try --precision fp32"):
+            through(image, lambda x: x * float("nan"))
 
 
 def test_nothing_is_lost(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = {
+    "metadata": -1,
     **dict.fromkeys(
         ["splines", "blocks", "attention", "images", "metrics", "ensemble", "tiling", "distributed", "memory"], 0
     ),

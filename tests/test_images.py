@@ -120,3 +120,92 @@ def test_sigma_is_checked(sigma):
 def test_mode_is_checked():
     with pytest.raises(ValueError, match='"float" or "u8"'):
         images.add_noise(torch.zeros(1, 2, 2), 5, mode="double")
+
+
+def test_damaged_notes_are_left_out_and_the_photo_is_upright(tmp_path):
+    """An EXIF value of a wrong type: Pillow cannot write the notes again, but it knows which way is up."""
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6).repeat(3).reshape(4, 6, 3)
+    entry = lambda tag, kind, count, value: struct.pack("<HHII", tag, kind, count, value)
+    tags = [entry(274, 3, 1, 6), entry(282, 2, 4, 0x61616161)]  # an orientation; a resolution that is text
+    broken = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags) + struct.pack("<I", 0)
+    for name, exif in (("type", broken), ("garbage", b"Exif\0\0garbage")):
+        path = tmp_path / f"{name}.jpg"
+        Image.fromarray(pixels).save(path, exif=exif)
+        with pytest.warns(UserWarning, match=f"{path}: its EXIF notes are damaged, and left out"):
+            image = images.open_image(path)
+        assert image.size == ((4, 6) if name == "type" else (6, 4))
+        for suffix in (".png", ".jpg", ".tif", ".webp", ".bmp"):
+            images.save_image(image, tmp_path / f"out{suffix}")
+
+
+def test_notes_of_a_tiff_go_with_it(tmp_path):
+    exif = Image.Exif()
+    exif[271], exif[306], exif[274] = "Acme", "2020:01:01 00:00:00", 6
+    exif.get_ifd(34665)[33434] = 0.5  # the exposure, in seconds
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.tif", exif=exif.tobytes(), dpi=(300, 300))
+    image = images.open_image(tmp_path / "a.tif")
+    assert image.size == (4, 6)
+    for suffix in (".png", ".jpg", ".tif", ".webp"):
+        images.save_image(image, tmp_path / f"out{suffix}")
+        with Image.open(tmp_path / f"out{suffix}") as out:
+            found = out.getexif()
+            assert found[271] == "Acme" and 274 not in found and out.size == (4, 6)
+            assert found.get_ifd(34665)[33434] == 0.5
+            assert suffix in (".tif", ".webp") or not {256, 273} & set(found)  # not how the TIFF's pixels lay
+
+
+def test_metadata_that_a_file_cannot_hold_is_left_out(tmp_path):
+    image = Image.new("RGB", (6, 4))
+    notes = Image.Exif()
+    notes[270] = "x" * 70_000
+    image.info |= {"dpi": (4e9, 4e9), "exif": notes.tobytes()}
+    with pytest.warns(UserWarning, match="a JPEG cannot hold its EXIF notes, and they are left out"):
+        images.save_image(image, tmp_path / "a.jpg")
+    images.save_image(image, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as out:
+        assert len(out.getexif()[270]) == 70_000 and "dpi" not in out.info
+    image.info["dpi"] = (float("nan"), 1)
+    images.save_image(image, tmp_path / "a.bmp")
+
+
+def test_whatever_a_parser_raises_names_the_file(tmp_path, png, monkeypatch):
+    def broken(self):
+        raise TypeError("Missing dimensions")
+
+    monkeypatch.setattr(Image.Image, "load", broken)
+    with pytest.raises(images.ImageError, match=f"{png}: the image is damaged .Missing dimensions"):
+        images.open_image(png)
+
+
+def test_sixteen_bits_of_a_ppm_are_not_flattened(tmp_path):
+    path = tmp_path / "a.ppm"
+    for most, kind in ((65535, ">u2"), (100, "u1")):
+        path.write_bytes(f"P6 3 2 {most}\n".encode() + np.full((2, 3, 3), most, kind).tobytes())
+        if most == 100:
+            assert images.load_rgb(path).eq(1).all()
+        else:
+            with pytest.raises(images.ImageError, match="16 bits a channel"):
+                images.open_image(path)
+
+
+@pytest.mark.parametrize("mode,kind", [("RGB", "RGBA"), ("L", "LA")])
+def test_a_colour_that_stands_for_transparent_is_alpha(tmp_path, mode, kind):
+    pixels = np.array([[[10, 20, 30], [40, 50, 60]]], dtype=np.uint8)
+    image = Image.fromarray(pixels if mode == "RGB" else pixels[..., 0])
+    image.save(tmp_path / "a.png", transparency=(40, 50, 60) if mode == "RGB" else 40)
+    found = images.direct(images.open_image(tmp_path / "a.png"))
+    assert found.mode == kind and np.asarray(found.getchannel("A")).tolist() == [[255, 0]]
+    with pytest.raises(images.ImageError, match="alpha"):
+        images.check_holds(tmp_path / "a.jpg", found.mode)
+
+
+def test_a_mask_keeps_its_classes(tmp_path):
+    for suffix in (".jpg", ".webp"):
+        with pytest.raises(images.ImageError, match="cannot hold the classes of a mask"):
+            images.save_image(Image.new("P", (3, 2)), tmp_path / f"a{suffix}")
+    for suffix in (".png", ".tif", ".bmp"):
+        mask = Image.new("L", (3, 2), 2).convert("P")
+        mask.putpalette([0, 0, 0, 230, 159, 0, 86, 180, 233] + [0] * 759)
+        images.save_image(mask, tmp_path / f"a{suffix}")
+        with Image.open(tmp_path / f"a{suffix}") as mask:
+            assert np.asarray(mask).tolist() == [[2, 2, 2]] * 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kunet.denoise import Denoiser
 from kunet.models import UNet
 from kunet.runs import Run, checkpoints, load_weights, save_weights, write_whole
 
@@ -152,6 +153,48 @@ def test_weights_files(tmp_path, monkeypatch):
     save_weights(path, UNet(widths=(4,)), "unet", {"widths": [4, 8]}, {})
     with pytest.raises(ValueError, match="holds no model of this package"):
         load_weights(path)
+    save_file({"w": torch.ones(1)}, path, {"model": "unet", "model_args": "[1]"})
+    with pytest.raises(ValueError, match=r"holds no model .*model_args are \[1\], no mapping"):
+        load_weights(path)
+    broken = UNet(widths=(4,))
+    next(broken.parameters()).data.view(-1)[0] = float("nan")
+    save_weights(path, broken, "unet", {"widths": [4]}, {})
+    with pytest.raises(ValueError, match=f"{path}: .* values that are not finite"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize(
+    "text,words",
+    [
+        (None, "no such card, which says what w.safetensors was trained for"),
+        ("{oops", r"not a card, which is JSON \(Expecting property name"),
+        ("[1]", "not a card, which holds a recipe"),
+        ('{"recipe": "quick"}', "not a card, which holds a recipe"),
+        ('{"recipe": {"task_args": [1]}}', "not a card, which holds a recipe"),
+        ('{"recipe": {"task_args": {"sigma": 25}}}', "task_args .* do not fit denoise"),
+        ('{"recipe": {"task": "segment"}}', "was trained for the task segment; use kunet segment"),
+    ],
+)
+def test_cards(tmp_path, text, words):
+    """What weights were trained for is not guessed."""
+    path = tmp_path / "w.safetensors"
+    save_weights(path, UNet(widths=(4,)), "unet", {"widths": [4]}, {})
+    path.with_suffix(".json").unlink()
+    if text:
+        path.with_suffix(".json").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        Denoiser.load(str(path))
+
+
+def test_files_of_something_else_are_not_written_over(tmp_path):
+    run = Run(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    run.check_free()
+    (tmp_path / "weights.safetensors").touch()
+    with pytest.raises(ValueError, match=r"holds weights.safetensors of something else .* choose another --out"):
+        run.check_free()
+    run.write_recipe({})
+    run.check_free()
 
 
 def test_a_folder_that_cannot_be(tmp_path):

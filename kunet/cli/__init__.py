@@ -2,7 +2,10 @@
 
 import argparse
 import errno
+import os
+import signal
 import sys
+import warnings
 from pathlib import Path
 
 import yaml
@@ -29,11 +32,19 @@ def main(argv: list[str] | None = None) -> None:
     parser = _parser()
     args, extra = parser.parse_known_args(argv)
     if extra and args.run not in (verbs.train, sweep.sweep):
-        parser.error(f"unknown argument {extra[0]!r}{recipes.nearest(extra[0], list(vars(args)))}")
+        names = ["--" + name.replace("_", "-") for name in vars(args)]
+        what = f"unknown argument {extra[0]!r}{recipes.nearest(extra[0], names)}"
+        if "inputs" in args and not extra[0].startswith("-"):
+            what = f"{extra[0]!r} stands apart from the other photos; give all photos one after the other"
+        fail(f"{what}; see kunet {args.command} --help", f"kunet {args.command}")
     args.extra = extra
     heavy = (verbs.denoise, verbs.restore, verbs.segment, verbs.evaluate, verbs.benchmark, verbs.train)
-    if argv is None and args.run in heavy:
-        memory.reuse()  # a program of its own, not a guest in somebody's Python
+    if argv is None and args.run in heavy:  # a program of its own, not a guest in somebody's Python
+        memory.reuse()
+        note = lambda what, *_: print(f"kunet {args.command}: note: {str(what).strip()}", file=sys.stderr)
+        warnings.showwarning = note
+        if args.run != verbs.train:  # which pauses; the others leave nothing half-written
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         args.run(args)
     except (ValueError, FloatingPointError) as error:
@@ -44,6 +55,9 @@ def main(argv: list[str] | None = None) -> None:
         fail(f"the package {error.name} is not installed; pip install 'kunet[book]'", f"kunet {args.command}")
     except MemoryError:
         fail("not enough memory; give a smaller --memory, or a smaller batch", f"kunet {args.command}")
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except OSError as error:
         what = "; make room, and give the same command again" if error.errno == errno.ENOSPC else ""
         fail(f"{error.filename or 'system'}: {error.strerror or error}{what}", f"kunet {args.command}")
@@ -185,12 +199,12 @@ def _parser() -> Parser:
 
 
 def _add_photos(p: argparse.ArgumentParser, written: str) -> None:
-    p.add_argument("inputs", nargs="+", type=Path, metavar="PHOTO", help="image files, or folders of them")
+    p.add_argument("inputs", nargs="+", type=_path, metavar="PHOTO", help="image files, or folders of them")
     p.add_argument(
         "-o",
         "--output",
-        type=Path,
-        help=f"file or folder to write; default: {written} beside each; for a folder, another beside it",
+        type=_path,
+        help=f"file or folder to write; default: {written} beside each; for a folder, another beside it, of PNGs",
     )
     p.add_argument("--force", action="store_true", help="overwrite files that exist")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -218,9 +232,15 @@ def _add_model(p: argparse.ArgumentParser, default: str | None = DEFAULT) -> Non
         default=1,
         choices=(1, 2, 4, 8),
         metavar="N",
-        help="mean over N turned and mirrored copies of an image, 1 (default), 2, 4 or 8, in about N times the time;"
-        " photos are denoised better",
+        help="mean over N turned and mirrored copies of an image, 1 (default), 2, 4 or 8: a little better, in about N"
+        " times the time",
     )
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path; give a file or a folder")
+    return Path(text)
 
 
 def _level(text: str) -> float | str:

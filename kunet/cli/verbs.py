@@ -87,17 +87,19 @@ def restore(args) -> None:
 def segment(args) -> None:
     from kunet.restore import Segmenter
 
-    _photos(args, Segmenter, "_mask")
+    _photos(args, Segmenter, "_mask", "P")
 
 
-def _photos(args, kind, suffix: str) -> None:
+def _photos(args, kind, suffix: str, mode: str = "") -> None:
     """Files and folders through a network that needs no more than the photo."""
     from kunet import folders
+    from kunet.images import check_holds
 
-    folders.plan(args.inputs, args.output, args.force, suffix)
+    for _, target in folders.plan(args.inputs, args.output, args.force, suffix):
+        check_holds(target, mode)
     network = kind.load(args.weights, *_options(args))
     photos = (args.inputs, args.output, network.photo, network.steps, suffix)
-    _report(folders.run(*photos, args.force, not args.quiet), args)
+    _report(folders.run(*photos, args.force, not args.quiet, mode), args)
 
 
 def _report(failures: list[str], args) -> None:
@@ -109,7 +111,7 @@ def _report(failures: list[str], args) -> None:
 def train(args) -> None:
     from kunet import distributed
     from kunet import train as training
-    from kunet.runs import track
+    from kunet.runs import Run, track
 
     recipe = recipes.load(args.recipe, _fields(args.extra))
     model, task = training.build(recipe)
@@ -117,6 +119,8 @@ def train(args) -> None:
     device = _device(args.device)
     track.check(args.track)
     if args.dry_run:
+        if out.exists():
+            Run(out).check_free()
         photos, held = task.load(recipe.data, recipe.held_out)
         print(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(recipe))), sort_keys=False), end="")
         count = sum(p.numel() for p in model.parameters())
@@ -162,6 +166,8 @@ def evaluate(args) -> None:
     from kunet.restore import Network, task_of
 
     _check_json(args.json)
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed is {args.seed}; it must be from 0 to {2**63 - 1}")
     trained, fields = task_of(args.weights)
     asked, protocol = args.task, args.protocol
     told = trained == "denoise" and not fields.get("blind", False)
@@ -202,12 +208,15 @@ def evaluate(args) -> None:
 
 def benchmark(args) -> None:
     from kunet import benchmark as timing
+    from kunet.images import MAX_PIXELS
 
     sizes = []
     for text in args.sizes:
         width, _, height = text.partition("x")
         if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
             raise ValueError(f"--sizes: {text!r} is no size; give WIDTHxHEIGHT, such as 2040x1356")
+        if int(width) * int(height) > MAX_PIXELS:
+            raise ValueError(f"--sizes: {text} is more than the {MAX_PIXELS / 1e6:.0f} million pixels that are read")
         sizes.append((int(width), int(height)))
     _check_json(args.json)
     if args.repeats < 1:
@@ -253,6 +262,8 @@ def _check_json(path: Path | None) -> None:
     from kunet.images import check_writable
 
     if path is not None:
+        if path.suffix.lower() != ".json" or path.is_dir():
+            raise ValueError(f"{path}: --json writes one .json file; give such a name")
         if not path.parent.is_dir():
             raise ValueError(f"{path}: its folder {path.parent} does not exist; make it first")
         check_writable(path)

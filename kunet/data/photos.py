@@ -1,6 +1,7 @@
 """Folders of photos, splits by photo, and random crops that depend on nothing but a seed and an index."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,10 +29,18 @@ def list_images(folder: str | Path) -> list[Path]:
         raise ValueError(f"{folder}: no such folder; give a folder of images, bundled, or a set of `kunet data list`")
     if is_packed(folder):
         raise ValueError(f"{folder}: is a packed set, for trainings alone; give the folder that it was packed from")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    found = []
+    for place, _, names in os.walk(folder, onerror=_refuse):
+        paths = (Path(place) / name for name in names if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES]
+    found.sort()
     if not found:
         raise ValueError(f"{folder}: holds no image; {', '.join(SUFFIXES)} are read")
     return found
+
+
+def _refuse(error: OSError) -> None:
+    raise ValueError(f"{error.filename}: the folder cannot be read ({error.strerror}); change its permissions")
 
 
 def split(names: Sequence, held_out: int) -> tuple[list, list]:

@@ -49,7 +49,7 @@ class Recipe:
     task_args: dict[str, Any] = Field(default_factory=dict, description="arguments of the task's class")
     start: str = Field(default="", description="weights to start from: released ones by name, or a .safetensors file")
     data: list[str] = Field(
-        default=["bundled"], description='folders, data sets by name (see kunet data list), or "bundled"'
+        default=["bundled"], description='folders, data sets by name (see kunet data list), or "bundled", in []'
     )
     held_out: int = Field(default=0, ge=0, description="photos of the folders kept for validation")
     steps: int = Field(ge=1, description="optimiser steps in all")
@@ -80,7 +80,7 @@ class Recipe:
         " is the same but for batch normalisation and losses of whole batches (dice, weighted cross-entropy)",
     )
     recompute: bool = Field(default=False, description="compute activations again in backward: less memory, more time")
-    seed: int = Field(default=0, ge=0, description="of weights, crops and noise")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, crops and noise")
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves torch's choice")
     log_every: int = Field(default=50, ge=1, description="steps between log lines")
     feed: Literal["host", "device"] = Field(

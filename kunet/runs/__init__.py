@@ -13,6 +13,6 @@ run/
 
 from kunet.runs.files import write_whole
 from kunet.runs.folder import Run
-from kunet.runs.weights import load_weights, save_weights
+from kunet.runs.weights import load_weights, read_card, save_weights
 
-__all__ = ["Run", "load_weights", "save_weights", "write_whole"]
+__all__ = ["Run", "load_weights", "read_card", "save_weights", "write_whole"]

@@ -101,6 +101,16 @@ class Run:
         if self._token is not None and not self.owned():
             raise ValueError(f"{self.folder}: another process goes on with this run; this one wrote nothing more")
 
+    def check_free(self) -> None:
+        """Raises: ValueError when there are files here that a run would write over, and no run."""
+        results = ("weights.safetensors", "weights.json", "best.safetensors", "best.json", "log.jsonl")
+        found = [name for name in results if (self.folder / name).exists()]
+        if found and not (self.folder / "recipe.json").exists():
+            raise ValueError(
+                f"{self.folder}: holds {', '.join(found)} of something else (there is no recipe.json); choose another"
+                " --out"
+            )
+
     # what the run is
 
     def write_recipe(self, recipe: dict[str, Any]) -> None:

@@ -63,6 +63,7 @@ def train(
         run = Run(folder)
         with group.together():
             if group.first:
+                run.check_free()
                 run.own(distributed.job())
         training = None
         try:
