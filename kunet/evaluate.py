@@ -95,19 +95,16 @@ def score(
     restore: Callable[[], Tensor],
     protocol: Protocol = PROTOCOLS["literature"],
 ) -> Score:
-    """Run restore(), time it, and score what it returns."""
+    """Run restore(), time it, and score what it returns. Raises: ValueError for an image too small for a measure."""
     start = time.perf_counter()
     restored = restore()
     seconds = time.perf_counter() - start
     rounded, wanted = protocol.inner(as_file(restored)[None]), protocol.inner(clean[None])
-    return Score(
-        name,
-        clean.shape[2],
-        clean.shape[1],
-        float(metrics.psnr(rounded, wanted)),
-        float(metrics.ssim(rounded, wanted)),
-        seconds,
-    )
+    try:
+        psnr, ssim = float(metrics.psnr(rounded, wanted)), float(metrics.ssim(rounded, wanted))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return Score(name, clean.shape[2], clean.shape[1], psnr, ssim, seconds)
 
 
 def evaluate(

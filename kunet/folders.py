@@ -82,7 +82,7 @@ def plan(inputs: list[Path], output: Path | None, force: bool, suffix: str) -> l
     for source, target in jobs:
         check_holds(target, "")
         if times[target] > 1:
-            raise ValueError(f"{target}: two images would be written there ({source} is one); take them one by one")
+            raise ValueError(f"{target}: two images would be written there ({source} is one); give each its own -o")
         if target.exists() and target.resolve() == source.resolve():
             raise ValueError(f"{target}: is the photo itself; give another -o")
         if target.exists() and not force:

@@ -134,7 +134,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """Parameters from a YAML file."""
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: not a readable YAML file ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}; it must be a mapping of parameters")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from kunet.benchmark import benchmark, commit, peak_memory, provenance
 from kunet.denoise import Denoiser
-from kunet.evaluate import evaluate, noisy_version, score_examples, summary
+from kunet.evaluate import evaluate, noisy_version, score, score_examples, summary
 from kunet.images import as_file
 from kunet.models import DnCNN, make
 from kunet.runs import save_weights
@@ -63,7 +63,7 @@ def test_the_challenge_protocol(tmp_path):
     half = lambda noisy, sigma: 0.4 + 0.7 * noisy  # some of it beyond 1
     scores = evaluate(half, str(tmp_path), 50, seed=3, progress=False, protocol="challenge")
     assert [(s.width, s.height) for s in scores] == [(52, 40), (48, 40)]
-    for i, score in enumerate(scores):
+    for i, found in enumerate(scores):
         clean = np.asarray(Image.open(tmp_path / f"{i}.png"))[:40, : 52 if i == 0 else 48]
         noise = (
             torch.randn(3, *clean.shape[:2], generator=torch.Generator().manual_seed(3 + i)).permute(1, 2, 0).numpy()
@@ -71,8 +71,8 @@ def test_the_challenge_protocol(tmp_path):
         restored = (255 * 0.4 + 0.7 * (clean + 50 * noise)).clip(0, 255).round()
         inner = slice(4, -4), slice(4, -4)
         psnr, ssim = direct(restored[inner], clean[inner])
-        assert score.psnr == pytest.approx(psnr, abs=2e-3) and score.ssim == pytest.approx(ssim, abs=1e-4)
-        assert abs(score.psnr - direct(restored, clean)[0]) > 5e-3  # the border counts
+        assert found.psnr == pytest.approx(psnr, abs=2e-3) and found.ssim == pytest.approx(ssim, abs=1e-4)
+        assert abs(found.psnr - direct(restored, clean)[0]) > 5e-3  # the border counts
 
 
 def test_a_protocol_for_what_is_spoilt(tmp_path):
@@ -125,6 +125,11 @@ def of_pairs(folder):
     """PSNR of the rainy images, as 8-bit files."""
     read = lambda name: np.asarray(Image.open(folder / name))
     return [direct(read(f"rain/rain-{i}.png"), read(f"norain/norain-{i}.png"))[0] for i in range(1, 4)]
+
+
+def test_an_image_too_small_for_a_measure_is_named():
+    with pytest.raises(ValueError, match=r"icon: ssim: images of \(4, 4\) pixels"):
+        score("icon", torch.rand(3, 4, 4), lambda: torch.rand(3, 4, 4))
 
 
 def test_a_set_with_pairs_is_scored_on_them(kunet, rain, tmp_path):

@@ -156,6 +156,8 @@ def test_command_line(kunet, refused, tmp_path):
     assert "no parameter 'step'" in refused("notebook", path, "-p", "step", "3")
     assert "no such notebook" in refused("notebook", tmp_path / "none.ipynb")
     (tmp_path / "p.yaml").write_text("steps: 8\n")
+    (tmp_path / "p.png").write_bytes(b"\x89PNG")
+    assert f"{tmp_path}/p.png: not a readable YAML file" in refused("notebook", path, "-f", tmp_path / "p.png")
     result = kunet("notebook", path, "-f", tmp_path / "p.yaml", "-o", tmp_path / "o.ipynb")
     assert result.returncode == 0, result.stderr
     assert notebook.read(tmp_path / "o.ipynb").cells[-1].outputs[0].text == "8\n"
