@@ -33,7 +33,7 @@ def run(
     Returns: one line an image that failed; the others are written.
     Raises: ValueError for a request that cannot be met as a whole, before any work.
     """
-    jobs, failures = plan(inputs, output, force, suffix), []
+    jobs, failures = plan(inputs, output, force, suffix, mode), []
     for source, target in jobs:
         try:
             image = direct(open_image(source))
@@ -56,7 +56,7 @@ def run(
     return failures
 
 
-def plan(inputs: list[Path], output: Path | None, force: bool, suffix: str) -> list[tuple[Path, Path]]:
+def plan(inputs: list[Path], output: Path | None, force: bool, suffix: str, mode: str = "") -> list[tuple[Path, Path]]:
     """(source, target) of every image, as in ``run``. Raises: ValueError where one is impossible or would be lost."""
     many = len(inputs) > 1 or inputs[0].is_dir()
     if many and output is not None and output.suffix.lower() in SUFFIXES:
@@ -76,11 +76,13 @@ def plan(inputs: list[Path], output: Path | None, force: bool, suffix: str) -> l
             jobs.append((given, output / f"{given.stem}{suffix}.png"))
         else:
             jobs.append((given, output))
+    if not jobs:
+        raise ValueError(f"{inputs[0]}: holds no image beside those in {output}, where results go; give another -o")
     times = Counter(target for _, target in jobs)
     for target in {target.parent: target for target in times}.values():  # one of each folder
         check_writable(target)
     for source, target in jobs:
-        check_holds(target, "")
+        check_holds(target, mode)
         if times[target] > 1:
             raise ValueError(f"{target}: two images would be written there ({source} is one); give each its own -o")
         if target.exists() and target.resolve() == source.resolve():

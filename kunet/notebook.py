@@ -159,6 +159,8 @@ def run(
         raise ValueError(f"{output}: is the notebook itself; give another -o")
     if output.suffix != ".ipynb" or output.is_dir():
         raise ValueError(f"{output}: what is written is one notebook; give -o a name that ends in .ipynb")
+    if output.exists() and _own(output):
+        raise ValueError(f"{output}: exists, and is no output of an earlier run; give another -o")
     import papermill  # takes a second: only those who run notebooks pay
 
     _pass_tuples()
@@ -180,6 +182,14 @@ def run(
         raise ValueError(
             f"{path}: cell {error.exec_count} failed with {error.ename}: {error.evalue}; the output is in {output}"
         ) from None
+
+
+def _own(path: Path) -> bool:
+    """Whether a file is a notebook of somebody's own: no output of a run, nor what is left of one that was killed."""
+    try:
+        return "papermill" not in read(path).metadata
+    except ValueError:
+        return False
 
 
 def _pass_tuples() -> None:

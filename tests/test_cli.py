@@ -2,11 +2,13 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from kunet.weights import DEFAULT, find
@@ -130,6 +132,12 @@ def test_what_is_no_result_of_ours_is_not_written_over(refused, photo, tmp_path)
     before = photo.read_bytes()
     assert "--json writes one .json file" in refused("evaluate", "--json", photo)
     assert "--json writes one .json file" in refused("benchmark", "--json", photo)
+    assert "cannot hold the classes" in refused("segment", photo, "--weights", "w", "-o", tmp_path / "mask.jpg")
+    (tmp_path / "card.json").write_text('{"recipe": {}}')
+    assert "is no result of an earlier measurement" in refused("evaluate", "--json", tmp_path / "card.json")
+    mine = tmp_path / "mine.ipynb"
+    shutil.copy(ROOT / "notebooks" / "01_splines.ipynb", mine)
+    assert "is no output of an earlier run" in refused("notebook", "splines", "--quick", "-o", mine)
     assert "ends in .ipynb" in refused("notebook", "splines", "--quick", "-o", photo)
     assert "cannot make the run's folder" in refused("train", "--recipe", "quick", "--dry-run", "--out", photo)
     (tmp_path / "log.jsonl").touch()

@@ -304,6 +304,9 @@ def test_results_inside_a_folder_are_no_photos_of_it(tmp_path, halve):
     for _ in range(2):
         assert not denoise_paths([tmp_path], tmp_path / "clean", 25, halve, force=True, progress=False)
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png")) == ["a.png", "clean/a.png"]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"holds no image beside those in .*clean"):
+        plan([tmp_path], tmp_path / "clean", True, SUFFIX)
 
 
 def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch):

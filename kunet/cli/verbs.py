@@ -93,10 +93,8 @@ def segment(args) -> None:
 def _photos(args, kind, suffix: str, mode: str = "") -> None:
     """Files and folders through a network that needs no more than the photo."""
     from kunet import folders
-    from kunet.images import check_holds
 
-    for _, target in folders.plan(args.inputs, args.output, args.force, suffix):
-        check_holds(target, mode)
+    folders.plan(args.inputs, args.output, args.force, suffix, mode)
     network = kind.load(args.weights, *_options(args))
     photos = (args.inputs, args.output, network.photo, network.steps, suffix)
     _report(folders.run(*photos, args.force, not args.quiet, mode), args)
@@ -266,7 +264,18 @@ def _check_json(path: Path | None) -> None:
             raise ValueError(f"{path}: --json writes one .json file; give such a name")
         if not path.parent.is_dir():
             raise ValueError(f"{path}: its folder {path.parent} does not exist; make it first")
+        if path.exists() and not _measured(path):
+            raise ValueError(f"{path}: exists, and is no result of an earlier measurement; give another --json")
         check_writable(path)
+
+
+def _measured(path: Path) -> bool:
+    """Whether a file is what ``_write_json`` wrote of a measurement."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"commit", "machine", "date"} <= set(content)
 
 
 def _write_json(path: Path | None, content: dict) -> None:
