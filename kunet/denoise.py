@@ -127,7 +127,7 @@ def denoise_paths(
     output: Path | None,
     sigma: float | str,
     denoiser: Denoiser,
-    force: bool = False,
+    existing: folders.Existing = "refuse",
     progress: bool = True,
     told: Callable[[Path, float], None] = lambda source, sigma: None,
 ) -> list[str]:
@@ -139,7 +139,7 @@ def denoise_paths(
     """
     if check_level(sigma) is not AUTO:
         photo = lambda image, step: denoiser.photo(image, sigma, step)
-        return folders.run(inputs, output, photo, denoiser.steps, SUFFIX, force, progress)
+        return folders.run(inputs, output, photo, denoiser.steps, SUFFIX, existing, progress)
 
     def estimated(source: Path, image: Image.Image, step: Callable[[], None]) -> Image.Image:
         def restored(x: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def denoise_paths(
         return through(image, restored)
 
     failures = []
-    for source, target in folders.plan(inputs, output, force, SUFFIX):  # one by one, to know which photo it is
+    for source, target in folders.plan(inputs, output, existing, SUFFIX):  # one by one, to know which photo it is
         photo = partial(estimated, source)
-        failures += folders.run([source], target, photo, denoiser.steps, SUFFIX, force, progress)
+        failures += folders.run([source], target, photo, denoiser.steps, SUFFIX, existing, progress)
     return failures

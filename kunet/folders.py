@@ -3,12 +3,16 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from tqdm.auto import tqdm
 
 from kunet.data import list_images
 from kunet.images import SUFFIXES, ImageError, check_holds, check_writable, direct, open_image, save_image
+
+Existing = Literal["refuse", "overwrite", "skip"]
+"""What becomes of a result that is there already."""
 
 
 def run(
@@ -17,7 +21,7 @@ def run(
     photo: Callable[[Image.Image, Callable[[], None]], Image.Image],
     steps: Callable[[int, int], int],
     suffix: str,
-    force: bool = False,
+    existing: Existing = "refuse",
     progress: bool = True,
     mode: str = "",
 ) -> list[str]:
@@ -28,12 +32,13 @@ def run(
         output: a file (for one input file) or a folder; None writes NAME + suffix + ".png" beside each
             file, or into FOLDER + suffix for a folder.
         photo: image, progress -> image; calls progress after each of ``steps(height, width)`` parts of its work.
-        force: overwrite files that exist.
+        existing: of results that are there: "refuse" the request, "overwrite" them, or "skip" their images. Results
+            appear when they are whole, so those that are there need no second look.
         mode: Pillow's, of what ``photo`` returns, where it is not the image's own.
     Returns: one line an image that failed; the others are written.
     Raises: ValueError for a request that cannot be met as a whole, before any work.
     """
-    jobs, failures = plan(inputs, output, force, suffix, mode), []
+    jobs, failures = plan(inputs, output, existing, suffix, mode), []
     for source, target in jobs:
         try:
             image = direct(open_image(source))
@@ -56,7 +61,9 @@ def run(
     return failures
 
 
-def plan(inputs: list[Path], output: Path | None, force: bool, suffix: str, mode: str = "") -> list[tuple[Path, Path]]:
+def plan(
+    inputs: list[Path], output: Path | None, existing: Existing, suffix: str, mode: str = ""
+) -> list[tuple[Path, Path]]:
     """(source, target) of every image, as in ``run``. Raises: ValueError where one is impossible or would be lost."""
     many = len(inputs) > 1 or inputs[0].is_dir()
     if many and output is not None and output.suffix.lower() in SUFFIXES:
@@ -87,6 +94,8 @@ def plan(inputs: list[Path], output: Path | None, force: bool, suffix: str, mode
             raise ValueError(f"{target}: two images would be written there ({source} is one); give each its own -o")
         if target.exists() and target.resolve() == source.resolve():
             raise ValueError(f"{target}: is the photo itself; give another -o")
-        if target.exists() and not force:
-            raise ValueError(f"{target}: exists already; give another -o, or --force to overwrite it")
-    return jobs
+        if target.exists() and existing == "refuse":
+            raise ValueError(
+                f"{target}: exists already; give another -o, --force to overwrite it, or --skip-existing to leave it"
+            )
+    return [job for job in jobs if existing != "skip" or not job[1].exists()]

@@ -41,6 +41,9 @@ def test_denoise(kunet, photo):
     assert before.shape == after.shape
     rough = lambda x: np.abs(np.diff(x, axis=1)).mean()
     assert rough(after) < rough(before) / 3
+    out.write_text("of an earlier run")
+    assert kunet("denoise", photo, "--skip-existing").returncode == 0 and out.read_text() == "of an earlier run"
+    assert "not allowed with" in kunet("denoise", photo, "--skip-existing", "--force").stderr
 
 
 def test_a_level_it_was_not_trained_for_is_said(kunet, photo):

@@ -1,5 +1,8 @@
 """Bundled photos, folders, crops."""
 
+import csv
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +36,18 @@ def test_the_page_lists_them():
         split = {"train": "training", "heldout": "held out"}[photo.split]
         package = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[photo.package.split(".")[0]]
         assert f"| {photo.name} | {package} | {split} | {photo.licence} | {photo.source} |" in page
+
+
+def test_the_page_counts_the_photos_of_the_weights_as_their_list_does():
+    page = (ROOT / "book" / "data.md").read_text()
+    rows = list(csv.DictReader((ROOT / "book" / "_static" / "training_photos.csv").open()))
+    assert f"{len(rows)} photographs" in page
+    for source, count in Counter(row["source"] for row in rows).items():
+        package = source.removeprefix("deb:").replace("_", " ")
+        form = (
+            f"the Debian package {package}" if source.startswith("deb:") else f"[{source}](https://github.com/{source})"
+        )
+        assert f"{count} from {form}" in page
 
 
 @pytest.fixture

@@ -302,11 +302,27 @@ def test_a_folder(tmp_path, halve):
 def test_results_inside_a_folder_are_no_photos_of_it(tmp_path, halve):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     for _ in range(2):
-        assert not denoise_paths([tmp_path], tmp_path / "clean", 25, halve, force=True, progress=False)
+        assert not denoise_paths([tmp_path], tmp_path / "clean", 25, halve, "overwrite", progress=False)
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png")) == ["a.png", "clean/a.png"]
     (tmp_path / "a.png").unlink()
     with pytest.raises(ValueError, match=r"holds no image beside those in .*clean"):
-        plan([tmp_path], tmp_path / "clean", True, SUFFIX)
+        plan([tmp_path], tmp_path / "clean", "overwrite", SUFFIX)
+
+
+@pytest.mark.parametrize("sigma", [25, "auto"])
+def test_a_folder_goes_on_where_it_stopped(tmp_path, halve, sigma):
+    for name in "abc":
+        Image.new("RGB", (20, 20), "white").save(tmp_path / f"{name}.png")
+    (tmp_path / "clean").mkdir()
+    done, seen = tmp_path / "clean" / "b.png", []
+    done.write_text("of an earlier run")
+    told = lambda source, level: seen.append(source.name)
+    with pytest.raises(ValueError, match=r"exists already; .* --skip-existing to leave it"):
+        denoise_paths([tmp_path], tmp_path / "clean", sigma, halve, progress=False)
+    assert not denoise_paths([tmp_path], tmp_path / "clean", sigma, halve, "skip", False, told)
+    assert done.read_text() == "of an earlier run" and seen == ["a.png", "c.png"] * (sigma == "auto")
+    assert sorted(path.name for path in (tmp_path / "clean").iterdir()) == ["a.png", "b.png", "c.png"]
+    assert plan([tmp_path], tmp_path / "clean", "skip", SUFFIX) == []
 
 
 def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch):
@@ -333,7 +349,7 @@ def test_values_that_are_not_finite_are_no_photo(tmp_path):
 def test_nothing_is_lost(tmp_path):
     a, b = tmp_path / "a.png", tmp_path / "b.png"
     Image.new("RGB", (5, 5)).save(a)
-    assert plan([a], None, False, SUFFIX) == [(a, tmp_path / "a_denoised.png")]
+    assert plan([a], None, "refuse", SUFFIX) == [(a, tmp_path / "a_denoised.png")]
     Image.new("RGB", (5, 5)).save(b)
     for inputs, output, words in (
         ([a], b, "exists already"),
@@ -343,8 +359,8 @@ def test_nothing_is_lost(tmp_path):
         ([tmp_path / "a.png", tmp_path / "." / "a.png"], tmp_path / "out", "two images would be written"),
     ):
         with pytest.raises(ValueError, match=words):
-            plan(inputs, output, False, SUFFIX)
-    assert plan([a], b, True, SUFFIX) == [(a, b)]
+            plan(inputs, output, "refuse", SUFFIX)
+    assert plan([a], b, "overwrite", SUFFIX) == [(a, b)]
 
 
 def test_messages(halve):

@@ -206,7 +206,18 @@ def _add_photos(p: argparse.ArgumentParser, written: str) -> None:
         type=_path,
         help=f"file or folder to write; default: {written} beside each; for a folder, another beside it, of PNGs",
     )
-    p.add_argument("--force", action="store_true", help="overwrite files that exist")
+    existing = p.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--force", dest="existing", action="store_const", const="overwrite", help="overwrite files that exist"
+    )
+    existing.add_argument(
+        "--skip-existing",
+        dest="existing",
+        action="store_const",
+        const="skip",
+        help="leave results that exist, and do the rest: so a folder goes on where it stopped",
+    )
+    p.set_defaults(existing="refuse")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

@@ -59,7 +59,7 @@ def denoise(args) -> None:
     from kunet.folders import plan
 
     check_level(args.sigma)
-    plan(args.inputs, args.output, args.force, SUFFIX)  # a wrong request costs no loading of weights
+    plan(args.inputs, args.output, args.existing, SUFFIX)  # a wrong request costs no loading of weights
     denoiser = _denoiser(args)
     low, high = denoiser.trained_sigma
     say = lambda line: tqdm.write(line, file=sys.stderr)  # not through a bar
@@ -75,7 +75,7 @@ def denoise(args) -> None:
 
     if args.sigma != AUTO:
         check_trained(args.sigma)
-    _report(denoise_paths(args.inputs, args.output, args.sigma, denoiser, args.force, not args.quiet, told), args)
+    _report(denoise_paths(args.inputs, args.output, args.sigma, denoiser, args.existing, not args.quiet, told), args)
 
 
 def restore(args) -> None:
@@ -94,10 +94,10 @@ def _photos(args, kind, suffix: str, mode: str = "") -> None:
     """Files and folders through a network that needs no more than the photo."""
     from kunet import folders
 
-    folders.plan(args.inputs, args.output, args.force, suffix, mode)
+    folders.plan(args.inputs, args.output, args.existing, suffix, mode)
     network = kind.load(args.weights, *_options(args))
     photos = (args.inputs, args.output, network.photo, network.steps, suffix)
-    _report(folders.run(*photos, args.force, not args.quiet, mode), args)
+    _report(folders.run(*photos, args.existing, not args.quiet, mode), args)
 
 
 def _report(failures: list[str], args) -> None:
