@@ -1,7 +1,7 @@
 """KAN against MLP in the released network: other projections of its tokens, trained on from the rest of its weights.
 
 Usage: python benchmarks/swap.py --data FOLDER ... --test FOLDER [--weights kunet_tiny] [--seconds 60] [--seeds 0 1 2]
-    [--images 24] [--workers 2] [--folder runs/swap] [--out book/results/swap.json]
+    [--images 24] [--workers 2] [--branch] [--folder runs/swap] [--out book/results/swap.json]
 
 In a training from nothing that lasts seconds a network asks nothing of its tokens (ablate.py's "zeroed"), so what
 projects them hardly matters there. Here it does: every row takes the released network, puts a fresh projection of its
@@ -10,10 +10,14 @@ crops, batch, rate and noise of sigma 50 alone. "kan" is a fresh KANLinear, "kep
 as many parameters, multiply-adds or as much forward time as the KANLinear, as ablate.py finds them. The rest of the
 weights has lived with a KANLinear, which may favour one.
 
-Every row trains for as much processor time of one core, by steps timed before in turns, and all but the first two also
-for as many steps as "kan". Scored on the first --images images of --test, float noise. Differences are paired by seed;
-"zeroed" is the PSNR with the projections' outputs set to zero in the trained network. Finished trainings lie in
---folder and are not run again.
+With --branch the whole token branch is asked instead: "kept" as it was released, "none" without it, "conv" with a
+fresh convolution of about as many parameters in the place of its attention. The rest of the weights has lived with
+the branch, which favours "kept". Writes book/results/branch.json.
+
+Every row trains for as much processor time of one core, by steps timed before in turns, and all but "kept" and "kan"
+also for as many steps as "kan", or as "kept" with --branch. (On a busy machine they take longer: "train_seconds".)
+Scored on the first --images images of --test, float noise. Differences are paired by seed; "zeroed" is the PSNR with
+the projections' outputs set to zero in the trained network. Finished trainings lie in --folder and are not run again.
 """
 
 import argparse
@@ -32,8 +36,10 @@ from kunet.runs import load_weights, save_weights
 from kunet.train import build
 from kunet.weights import find
 
-RESULTS = Path("book/results/swap.json")
-PATCH, BATCH, RATE, AGAINST = 128, 2, 5e-4, "kan"
+RESULTS, BRANCH = Path("book/results/swap.json"), Path("book/results/branch.json")
+PATCH, BATCH, RATE = 128, 2, 5e-4
+PARTS = {"kept": {}, "none": {"tokens": False}, "conv": {"attention": "conv"}}
+"""Rows of --branch."""
 
 
 def kinds(widths: dict) -> dict[str, dict]:
@@ -47,12 +53,22 @@ def begin(weights: str, name: str, args: dict, seed: int, folder: Path) -> Path:
     state = load_weights(find(weights))[0].state_dict()
     torch.manual_seed(seed)
     model = models.make("kunet_compact", args)
-    fresh = {key: value for key, value in model.state_dict().items() if ".kan." in key} if name != "kept" else {}
-    model.load_state_dict({key: value for key, value in state.items() if not fresh or ".kan." not in key} | fresh)
+    mine = model.state_dict()
+    new = lambda key: key not in state or (name not in PARTS and ".kan." in key)  # what stays, stays whole
+    model.load_state_dict({key: value if new(key) else state[key] for key, value in mine.items()})
     place = folder / f"start-{name}-{seed}.safetensors"
     place.parent.mkdir(parents=True, exist_ok=True)
     save_weights(place, model, "kunet_compact", args, {})
     return place
+
+
+def searched(base: dict, folder: Path) -> dict[str, float]:
+    """The widths of the MLPs, searched once a folder."""
+    found = folder / "searched.json"
+    if not found.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        found.write_text(json.dumps(mlp_widths(base), indent=1))
+    return json.loads(found.read_text())
 
 
 def recipe(trained: dict, args: dict, start: Path, data: list[str], seed: int) -> dict:
@@ -82,7 +98,7 @@ def scores(weights: Path, test: str, images: int) -> dict[str, float]:
 
     def measure(model: nn.Module) -> dict[str, float]:
         found = {"float": psnr(model, test, images, "float")}
-        for block in model.tokens:
+        for block in model.tokens or ():
             block.kan.register_forward_hook(lambda module, inputs, output: output * 0)
         return found | {"zeroed": psnr(model, test, images, "float")}
 
@@ -99,22 +115,22 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=24, help="how many of --test are scored")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, each on a core")
     parser.add_argument("--folder", type=Path, default=Path("runs/swap"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--branch", action="store_true", help="change the whole token branch, not its projections")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args(words)
+    args.out, against = args.out or (BRANCH if args.branch else RESULTS), "kept" if args.branch else "kan"
     if len(args.seeds) < 2 or args.seconds <= 0 or min(args.images, args.workers) < 1:
         parser.error("give two seeds or more, and seconds, images and workers above 0")
-    if len(args.seeds) < 3 and args.out == RESULTS:
+    if len(args.seeds) < 3 and args.out in (RESULTS, BRANCH):
         parser.error("fewer than three seeds need another --out, so that no page quotes them")
     args.folder /= hashlib.sha256(find(args.weights).read_bytes()).hexdigest()[:12]  # other weights start anew
+    args.folder /= "branch" if args.branch else ""
     card = json.loads(find(args.weights).with_suffix(".json").read_text())
     trained = card["recipe"]
     base = BASE | trained["model_args"]
-    searched = args.folder / "searched.json"
-    if not searched.exists():
-        args.folder.mkdir(parents=True, exist_ok=True)
-        searched.write_text(json.dumps(mlp_widths(base), indent=1))
-    widths = json.loads(searched.read_text())
-    rows = {name: base | changes for name, changes in kinds(widths).items()}
+    widths = {} if args.branch else searched(base, args.folder)
+    changes = PARTS if args.branch else kinds(widths)
+    rows = {name: base | change for name, change in changes.items()}
     plans = {
         (name, seed): recipe(trained, row, begin(args.weights, name, row, seed, args.folder), args.data, seed)
         for name, row in rows.items()
@@ -122,11 +138,11 @@ def main(words: list[str] | None = None) -> None:
     }
     seconds = step_seconds({name: plans[name, args.seeds[0]] for name in rows}, args.folder)
     steps = {name: max(10, round(args.seconds / taken)) for name, taken in seconds.items()}
-    again = [name for name in rows if name not in ("kept", AGAINST)]
+    again = [name for name in rows if name not in ("kept", against)]
     trials = {
         f"{name}{ending}-{seed}": {"recipe": plans[name, seed], "seconds": args.seconds, "steps": count, "test": []}
         for seed in args.seeds
-        for ending, counts in (("", steps), ("-steps", {name: steps[AGAINST] for name in again}))
+        for ending, counts in (("", steps), ("-steps", {name: steps[against] for name in again}))
         for name, count in counts.items()
     }
     results = run_all(trials, args.folder, args.workers)
@@ -137,7 +153,7 @@ def main(words: list[str] | None = None) -> None:
     of = lambda name, key: [found[f"{name}-{seed}"][key] for seed in args.seeds]
 
     def scored(name: str) -> dict:
-        minus = {} if name == AGAINST else {"minus": paired(of(name, "float"), of(AGAINST, "float"))}
+        minus = {} if name == against else {"minus": paired(of(name, "float"), of(against, "float"))}
         lost = paired(of(name, "float"), of(name, "zeroed"))
         return {"psnr": spread(of(name, "float")), "zeroed": {"lost": lost}} | minus
 
@@ -147,13 +163,14 @@ def main(words: list[str] | None = None) -> None:
         table[name] = cost[name] | {"seconds_a_step": seconds[name], "steps": steps[name]} | scored(name)
         table[name]["train_seconds"] = [results[f"{name}-{seed}"]["train_seconds"] for seed in args.seeds]
         if name in again:
-            table[name]["equal_steps"] = {"steps": steps[AGAINST]} | scored(f"{name}-steps")
+            table[name]["equal_steps"] = {"steps": steps[against]} | scored(f"{name}-steps")
     data, test = [Path(source).name for source in args.data], Path(args.test).name
     command = f"python benchmarks/swap.py --data {' '.join(data)} --test {test}"
-    content = provenance(f"{command} --weights {args.weights} --seconds {args.seconds:g}") | {
+    command += f" --weights {args.weights} --seconds {args.seconds:g}" + " --branch" * args.branch
+    content = provenance(command) | {
         "sigma": SIGMA, "data": data, "test": test, "images": len(examples(args.test, args.images, "float")),
         "weights": args.weights, "before": round(before(args), 4), "seconds": args.seconds, "seeds": args.seeds,
-        "cores_a_training": 1, "patch": PATCH, "batch": BATCH, "lr": RATE, "against": AGAINST, "searched": widths,
+        "cores_a_training": 1, "patch": PATCH, "batch": BATCH, "lr": RATE, "against": against, "searched": widths,
         "rows": table,
     }  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)

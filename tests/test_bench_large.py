@@ -63,11 +63,21 @@ def test_equality_is_of_boxes(bench):
     assert found["largest_difference"] < 1e-5 and found["parts"][0] >= 4
 
 
-def test_what_was_measured():
-    results = json.loads((ROOT / "book" / "results" / "large.json").read_text())
+RUNS = "large", "large_amd"
+"""The same command on two machines."""
+
+
+def measured(run: str) -> dict:
+    return json.loads((ROOT / "book" / "results" / f"{run}.json").read_text())
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_what_was_measured(run):
+    results = measured(run)
     assert results["equality"]["sizes"] == 20 and results["equality"]["largest_difference"] <= 1e-5
     # the aim for time, 1.05, is missed: the maps of the smallest photo stay in the cache, those of the largest do not
     assert results["exponents"]["whole"]["time"] <= 1.15 and results["exponents"]["whole"]["memory"] <= 1.05
+    assert results["exponents"]["in 2 GB"]["memory"] <= 1.05
     assert results["largest_mpx"] >= 24
     forms = results["forms"]
     assert {"contiguous", "compiled"} < set(forms) and abs(forms["compiled"]["loss_db"]) < 1e-3
@@ -76,17 +86,24 @@ def test_what_was_measured():
     assert photo["peak_mb"] <= 1500
 
 
-def time_exponent(least: float) -> float:
-    """Of photos computed whole, from so many megapixels on."""
-    rows = json.loads((ROOT / "book" / "results" / "large.json").read_text())["rows"]["whole"]
+def time_exponent(run: str, least: float, how: str = "whole") -> float:
+    """Of photos computed in one way, from so many megapixels on."""
+    rows = measured(run)["rows"][how]
     points = [(math.log(row["megapixels"]), math.log(row["seconds"])) for row in rows if row["megapixels"] >= least]
     return statistics.linear_regression(*zip(*points)).slope
 
 
 @pytest.mark.xfail(strict=True, reason="missed so far: small maps stay in the cache, large ones do not")
-def test_time_grows_as_the_pixels_do():
-    assert time_exponent(0.25) <= 1.05
+@pytest.mark.parametrize("how", ["whole", "in 2 GB"])
+@pytest.mark.parametrize("run", RUNS)
+def test_time_grows_as_the_pixels_do(run, how):
+    assert time_exponent(run, 0.25, how) <= 1.05
 
 
 def test_from_a_megapixel_on_it_nearly_does():
-    assert time_exponent(1) <= 1.1
+    assert time_exponent("large", 1) <= 1.1
+
+
+@pytest.mark.xfail(strict=True, reason="missed on the quicker machine: small photos gained more than large ones")
+def test_from_a_megapixel_on_it_nearly_does_on_the_quicker_machine():
+    assert time_exponent("large_amd", 1) <= 1.1

@@ -63,6 +63,40 @@ def test_a_small_run(bench, tmp_path, monkeypatch):
     assert set(rows["linear"]["equal_steps"]) >= {"steps", "psnr", "minus"} and "equal_steps" not in rows["kept"]
 
 
+def test_a_start_without_the_branch_or_with_a_convolution_is_the_released_network_elsewhere(bench, tmp_path):
+    released, card = load_weights(find("kunet_tiny"))
+    base, old = bench.BASE | card["recipe"]["model_args"], released.state_dict()
+    branch = ("tokenizer.", "tokens.", "unpatchify.")
+    start = {
+        name: load_weights(bench.begin("kunet_tiny", name, base | changes, 0, tmp_path))[0]
+        for name, changes in bench.PARTS.items()
+    }
+    none, conv = start["none"].state_dict(), start["conv"].state_dict()
+    assert start["none"].tokens is None and set(none) == {key for key in old if not key.startswith(branch)}
+    assert all(torch.equal(none[key], old[key]) for key in none)
+    assert all(torch.equal(conv[key], old[key]) for key in set(conv) & set(old))
+    assert {key.split(".")[2] for key in set(old) ^ set(conv)} == {"attention"}
+    assert all(torch.equal(value, old[key]) for key, value in start["kept"].state_dict().items())
+
+
+def test_a_small_run_of_the_branch(bench, tmp_path, monkeypatch):
+    ran = trials_in_this_process(bench, monkeypatch)
+    monkeypatch.setattr(bench, "costs", partial(bench.costs, repeats=1))
+    monkeypatch.setattr(bench, "step_seconds", partial(bench.step_seconds, rounds=1))
+    monkeypatch.setattr(bench, "PATCH", 32)
+    threads = torch.get_num_threads()
+    words = ["--branch", "--seconds", "0.01", "--seeds", "0", "1", "--images", "1", "--folder", str(tmp_path / "runs")]
+    bench.main([*words, "--out", str(tmp_path / "branch.json")])
+    torch.set_num_threads(threads)
+    assert sorted(ran) == sorted(
+        f"{n}-{i}" for i in (0, 1) for n in ("kept", "none", "none-steps", "conv", "conv-steps")
+    )
+    rows = json.loads((tmp_path / "branch.json").read_text())["rows"]
+    assert list(rows) == ["kept", "none", "conv"] and "minus" not in rows["kept"]
+    assert -0.3 < rows["none"]["minus"]["mean"] < -0.03  # dB: it is missed at first, and far less than its parts
+    assert rows["none"]["zeroed"]["lost"]["mean"] == 0 and rows["none"]["parameters"] < rows["conv"]["parameters"]
+
+
 def test_a_run_of_one_seed_is_refused(bench):
     with pytest.raises(SystemExit, match="2"):
         bench.main(["--seeds", "0"])
