@@ -104,6 +104,18 @@ def test_a_run_of_one_seed_is_refused(bench):
         bench.main(["--seeds", "0", "1"])  # enough, but not to be quoted
 
 
+def test_what_was_measured_of_the_branch():
+    results = json.loads((ROOT / "book" / "results" / "branch.json").read_text())
+    rows = results["rows"]
+    assert len(results["seeds"]) == 3 and set(rows) == {"kept", "none", "conv"}
+    assert rows["conv"]["parameters"] == pytest.approx(rows["kept"]["parameters"], rel=0.01)
+    assert rows["none"]["parameters"] < rows["kept"]["parameters"] / 2
+    for name in ("none", "conv"):  # what the book says in words
+        for found in (rows[name], rows[name]["equal_steps"]):
+            assert -0.075 < found["minus"]["mean"] < -0.04 and found["minus"]["standard_error"] < 0.01
+    assert rows["kept"]["zeroed"]["lost"]["mean"] > -10 * rows["none"]["minus"]["mean"]
+
+
 def test_what_was_measured():
     results = json.loads((ROOT / "book" / "results" / "swap.json").read_text())
     rows, seeds = results["rows"], results["seeds"]
