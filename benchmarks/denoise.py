@@ -18,12 +18,14 @@ first image alone, once. Seconds are medians over images and turns; of_ffdnet_ti
 ratio to FFDNet on the same image, of_ffdnet_time_range the least and the largest. Networks run on the threads that
 torch takes, CBM3D and OpenCV on as many, the others on one.
 Memory is the peak of a process of its own that restores one image of 2040x1356 pixels (torch, which each such process
-loads, included), and by how much the image raised it; CBM3D's only with ``--slow``. Multiply-adds are counted as in
-cost.py.
+loads, included), and by how much the image raised it; of a network also the seconds, the median of 3 after a warm-up
+("photo_seconds", of one that takes more than 5 s the second pass alone). CBM3D's only with ``--slow``. Multiply-adds
+are counted as in cost.py.
 Beside them stand figures that others published (published.yaml), quoted, not measured.
 
 Results: sets -> set -> contender -> sigma -> {psnr, ssim, psnr_u8, over_ffdnet, over_cbm3d}; the last two are paired
 differences of ours in dB. rows -> set -> contender -> sigma -> lists over images, in the order of images -> set.
+A whole run also writes the README's table and the plot of the Pareto front (readme.py).
 """
 
 import argparse
@@ -39,6 +41,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import readme
 import torch
 import yaml
 from contenders import Contender, card_name, contenders, parted
@@ -207,8 +210,13 @@ def measure_peak(contender: Contender) -> dict:
     """What ``peak`` tells, in that process."""
     noisy, restore = fixed_photo(), contender.restore
     before = peak_memory()
-    restore(noisy, 50)
-    return {"peak_mb": round(peak_memory() / 1e6), "added_mb": round((peak_memory() - before) / 1e6)}
+    warm_up = clock(lambda: restore(noisy, 50))
+    row = {"peak_mb": round(peak_memory() / 1e6), "added_mb": round((peak_memory() - before) / 1e6)}
+    if contender.network:
+        turns = 1 if warm_up > SLOW_SECONDS else TURNS
+        seconds = statistics.median(clock(lambda: restore(noisy, 50)) for _ in range(turns))
+        row["photo_seconds"] = float(f"{seconds:.3g}")
+    return row
 
 
 def photo(weights: str) -> dict:
@@ -332,6 +340,8 @@ def main(words: list[str] | None = None) -> None:
     results |= {"published": yaml.safe_load(PUBLISHED.read_text()), "rows": rows}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(compact(results))
+    if args.out.resolve() == RESULTS.resolve():
+        readme.write(results)
     show(results)
     print(args.out)
 

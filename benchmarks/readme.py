@@ -5,6 +5,7 @@ Usage: python benchmarks/readme.py
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -58,14 +59,15 @@ def with_table(readme: str, results: dict) -> str:
 
 
 def draw(results: dict, file: Path) -> None:
-    """The Pareto front of each set at the strongest noise, as an SVG that is the same wherever it is drawn."""
-    sigma, ours = f"{max(results['sigmas']):g}", [name for name, row in results["contenders"].items() if row["ours"]]
+    """The Pareto front of each set at the weakest and the strongest noise: an SVG, the same wherever it is drawn."""
+    ours = [name for name, row in results["contenders"].items() if row["ours"]]
     plots.style()
     fixed = {"svg.hashsalt": "front", "svg.fonttype": "none", "figure.constrained_layout.use": False}
     with plt.rc_context(fixed):
-        figure, axes = plt.subplots(1, len(SETS), figsize=(10, 4.4))
-        figure.subplots_adjust(left=0.06, right=0.97, bottom=0.12, top=0.93, wspace=0.18)
-        for ax, (key, title) in zip(axes, SETS.items()):
+        figure, axes = plt.subplots(2, len(SETS), figsize=(10, 8.8))
+        figure.subplots_adjust(left=0.06, right=0.97, bottom=0.06, top=0.965, wspace=0.18, hspace=0.28)
+        levels = [f"{choose(results['sigmas']):g}" for choose in (min, max)]
+        for ax, (sigma, (key, title)) in zip(axes.flat, product(levels, SETS.items())):
             plots.front(
                 {
                     name: (results["contenders"][name]["of_ffdnet_time"][key], rows[sigma]["psnr"])
@@ -80,7 +82,11 @@ def draw(results: dict, file: Path) -> None:
         plt.close(figure)
 
 
-if __name__ == "__main__":
-    results = json.loads((ROOT / "book" / "results" / "denoise.json").read_text())
+def write(results: dict) -> None:
+    """Both, in this repository."""
     draw(results, ROOT / "book" / "_static" / "front.svg")
     (ROOT / "README.md").write_text(with_table((ROOT / "README.md").read_text(), results))
+
+
+if __name__ == "__main__":
+    write(json.loads((ROOT / "book" / "results" / "denoise.json").read_text()))

@@ -6,7 +6,7 @@ With the measurement, the weights go into the package. Without it, they go to RU
 float16, which takes half the room (networks compute in float32 with them); it is then these that are measured, and
 released.
 
-The card joins what the run says of itself (recipe, steps, photos, validation curve) with what the
+The card joins what the run says of itself (recipe, steps, photos, validation curve; hours, from its log) with what the
 benchmark measured; folders are named by their last part only. Weights that another training started from
 have that one's card under "before", and so on back to the first; what that one measured is in it where the file of
 this name was that one's until now.
@@ -15,8 +15,10 @@ this name was that one's until now.
 import hashlib
 import json
 import shutil
+import statistics
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import kunet.weights
@@ -39,9 +41,20 @@ def tidy(card: dict) -> dict:
         path = path.resolve()
         recipe["start"] = start if start in kunet.weights.released() else f"{path.parent.name}/{path.name}"
         if (before := path.with_suffix(".json")).exists():
-            card["before"] = tidy(json.loads(before.read_text()))
+            card["before"] = hours(path.parent) | tidy(json.loads(before.read_text()))
             card["before"].pop("measured", None)
     return card
+
+
+def hours(run: Path) -> dict:
+    """{"hours": of the clock, in which a run trained}, from its log, without pauses; {} where there is no log."""
+    try:
+        rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    except FileNotFoundError:
+        return {}
+    taken = [b["time"] - a["time"] for a, b in pairwise(rows) if "loss" in b]
+    usual = statistics.median(taken)
+    return {"hours": round(sum(seconds for seconds in taken if seconds < 10 * usual) / 3600, 2)}
 
 
 def photos(reduced: Sequence[int]) -> str:
@@ -82,10 +95,14 @@ def main(words: list[str]) -> None:
     packed = packed if packed.exists() else run / "weights.safetensors"
     if hashlib.sha256(packed.read_bytes()).hexdigest() != results["weights"].get(name):
         sys.exit(f"{words[1]} measured other weights than {packed}: run the benchmark on them first")
-    card = tidy(card) | {
-        "data": photos(recipe.get("task_args", {}).get("reduced", ())),
-        "measured": measured(results, name),
-    }
+    card = (
+        hours(run)
+        | tidy(card)
+        | {
+            "data": photos(recipe.get("task_args", {}).get("reduced", ())),
+            "measured": measured(results, name),
+        }
+    )
     target = Path(kunet.weights.__file__).with_name(f"{name}.safetensors")
     place = target.with_suffix(".json")
     remember(card, json.loads(place.read_text()) if place.exists() else None)

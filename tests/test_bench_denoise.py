@@ -219,6 +219,7 @@ def test_release_keeps_the_history_of_trainings(release, tmp_path, monkeypatch, 
     starts = [f"{name}/weights.safetensors" for name in ("second", "first")]  # no name of a released file
     assert [c["recipe"]["start"] for c in (card, one, two)] == [*starts, ""] and "before" not in two
     assert not {"measured"} & (set(one) | set(two)) and one["held_out_psnr"] == [[1, 20.0]]
+    assert "hours" not in card  # no log, no hours
     assert str(tmp_path) not in json.dumps(card) and "runs/" not in json.dumps(card) and "/a/" not in json.dumps(card)
 
     assert "(those large enough at 1/2 and 1/3 of that size too, each counted)" in release.photos((2, 3))
@@ -242,6 +243,25 @@ def test_release_keeps_the_history_of_trainings(release, tmp_path, monkeypatch, 
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(SystemExit, match="measured other weights"):
         release.main(["runs/third", "results.json"])
+
+
+def test_hours_of_a_training_are_those_without_its_pauses(release, tmp_path):
+    assert release.hours(tmp_path) == {}
+    rows = [{"time": 0, "event": "started"}, *({"time": 1800 * i, "step": i, "loss": -1.0} for i in range(1, 5))]
+    rows += [
+        {"time": 99000, "event": "started"},
+        {"time": 100800, "step": 5, "loss": -1.0},
+    ]  # stopped for a day
+    rows += [{"time": 990000, "step": 6, "loss": -1.0}]  # frozen for ten
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert release.hours(tmp_path) == {"hours": 2.5}
+
+
+def test_memory_of_a_network_comes_with_its_time(bench, peers, monkeypatch):
+    monkeypatch.setattr(bench, "PHOTO", (64, 48))
+    tiny, wavelet = peers.contenders(["kunet_tiny"], ["kunet_tiny", "wavelet"])
+    rows = [bench.measure_peak(contender) for contender in (tiny, wavelet)]
+    assert rows[0]["photo_seconds"] > 0 and set(rows[1]) == {"peak_mb", "added_mb"}
 
 
 def test_the_readme_has_a_row_a_set_and_contender(monkeypatch):
