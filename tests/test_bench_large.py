@@ -10,6 +10,8 @@ import torch
 from conftest import ROOT
 
 from kunet.models import CompactKUnet
+from kunet.runs import load_weights
+from kunet.weights import find
 
 
 @pytest.fixture
@@ -61,6 +63,13 @@ def test_equality_is_of_boxes(bench):
     model = CompactKUnet(widths=(4, 6, 8), depths=(1, 1, 1), token_depth=1, heads=2, window=4).eval()
     found = bench.equality(model, 2)
     assert found["largest_difference"] < 1e-5 and found["parts"][0] >= 4
+
+
+@pytest.mark.parametrize("name", ["kunet_small", "kunet_base"])
+def test_the_larger_networks_give_the_same_in_boxes_too(bench, name):
+    """What the results have of kunet_tiny at 20 sizes, at two; deeper networks look farther."""
+    found = bench.equality(load_weights(find(name))[0].eval(), 2)
+    assert found["largest_difference"] <= 1e-5 and found["parts"][0] >= 4
 
 
 RUNS = "large", "large_amd"
