@@ -229,9 +229,9 @@ def _add_model(p: argparse.ArgumentParser, default: str | None = DEFAULT) -> Non
     p.add_argument(
         "--memory",
         type=_gigabytes,
-        default=2.0,
         metavar="GB",
-        help="working memory; images that need more go in parts (default: 2)",
+        help="working memory; images that need more go in parts, to the same result (default: half of what is free, at"
+        " least 2; on a graphics card 2)",
     )
     p.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     p.add_argument(

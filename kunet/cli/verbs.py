@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from kunet import recipes
+from kunet import memory, recipes
 
 PAUSED = 75
 """Exit code of a training that was asked to stop, and did with a checkpoint (EX_TEMPFAIL: try again later)."""
@@ -49,7 +49,9 @@ def _denoiser(args):
 
 def _options(args) -> tuple[float, str, str, int]:
     """How a network is to run."""
-    return args.memory * 1e9, _device(args.device), args.precision, args.ensemble
+    device = _device(args.device)
+    room = memory.working() if device == "cpu" else memory.LEAST
+    return args.memory * 1e9 if args.memory else room, device, args.precision, args.ensemble
 
 
 def denoise(args) -> None:
