@@ -4,8 +4,9 @@ Usage:
     python benchmarks/blind.py cbsd68=FOLDER [NAME=FOLDER ...] [--weights kunet_tiny] [--limit N]
         [--out book/results/blind.json]
 
-Protocol: kunet.evaluate's literature protocol, seed = the image's number in path order; "float" noise, and "u8", the
-same noise clipped and rounded as a file holds it. Each noisy image is denoised with the level that its noise had, and
+Protocol: kunet.evaluate's literature protocol, seed = the image's number in path order; "float" noise; "u8", the same
+noise clipped and rounded as a file holds it; and "jpeg", that in a JPEG file of quality 95 with its colours at half
+their size, as cameras write and Pillow does. Each noisy image is denoised with the level that its noise had, and
 with the estimate. Errors are estimate minus truth in 8-bit levels; cost_db is the paired difference of the PSNRs, with
 its standard error; seconds are of the estimate alone, on the threads that torch takes.
 
@@ -15,12 +16,14 @@ psnr_true, psnr_blind, seconds} in lists over images.
 
 import argparse
 import hashlib
+import io
 import json
 import statistics
 import time
 from itertools import islice
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,18 +31,26 @@ from kunet.benchmark import provenance
 from kunet.data import list_images
 from kunet.denoise import Denoiser
 from kunet.evaluate import clean_images, noisy_version
-from kunet.images import as_file
+from kunet.images import as_file, to_tensor, to_uint8
 from kunet.metrics import psnr
 from kunet.noise import estimate_sigma
 from kunet.weights import find
 
 RESULTS = Path("book/results/blind.json")
-SIGMAS, MODES = (15, 25, 50), ("float", "u8")
+SIGMAS, MODES = (15, 25, 50), ("float", "u8", "jpeg")
+
+
+def in_jpeg(image: Tensor) -> Tensor:
+    """What an ordinary JPEG file makes of an image (3, H, W) in [0, 1]."""
+    file = io.BytesIO()
+    Image.fromarray(to_uint8(image)).save(file, "JPEG", quality=95, subsampling="4:2:0")
+    return to_tensor(Image.open(file))
 
 
 def measure(name: str, clean: Tensor, denoiser: Denoiser, sigma: float, seed: int, mode: str) -> dict:
     """The estimate for one noisy image, and the PSNR in dB with the truth and with it."""
-    noisy = noisy_version(clean, sigma, seed, mode)
+    noisy = noisy_version(clean, sigma, seed, "float" if mode == "float" else "u8")
+    noisy = in_jpeg(noisy) if mode == "jpeg" else noisy
     start = time.perf_counter()
     estimate = estimate_sigma(noisy)
     seconds = time.perf_counter() - start

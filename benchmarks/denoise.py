@@ -41,7 +41,6 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-import readme
 import torch
 import yaml
 from contenders import Contender, card_name, contenders, parted
@@ -341,6 +340,8 @@ def main(words: list[str] | None = None) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(compact(results))
     if args.out.resolve() == RESULTS.resolve():
+        import readme  # here, so that no process whose memory is measured loads matplotlib
+
         readme.write(results)
     show(results)
     print(args.out)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -65,6 +65,8 @@ def plan(
     inputs: list[Path], output: Path | None, existing: Existing, suffix: str, mode: str = ""
 ) -> list[tuple[Path, Path]]:
     """(source, target) of every image, as in ``run``. Raises: ValueError where one is impossible or would be lost."""
+    if existing not in get_args(Existing):
+        raise ValueError(f"existing is {existing!r}; it must be one of {', '.join(get_args(Existing))}")
     many = len(inputs) > 1 or inputs[0].is_dir()
     if many and output is not None and output.suffix.lower() in SUFFIXES:
         raise ValueError(f"{output}: is one file for several images; give a folder as -o")

@@ -33,7 +33,7 @@ def test_a_small_run(bench, folder, tmp_path):
     assert results["command"] == "python benchmarks/blind.py some=FOLDER --weights kunet_tiny --limit 2"
     assert list(results["sets"]["some"]) == ["15", "25", "50"]
     for sigma, modes in results["sets"]["some"].items():
-        assert list(modes) == ["float", "u8"]
+        assert list(modes) == ["float", "u8", "jpeg"]
         for mode, row in modes.items():
             rows = results["rows"]["some"][sigma][mode]
             assert all(len(column) == 2 for column in rows.values())
@@ -42,10 +42,11 @@ def test_a_small_run(bench, folder, tmp_path):
             assert row["error"]["mean"] == pytest.approx(statistics.mean(errors), abs=1e-3)
             assert row["error"]["std"] == pytest.approx(statistics.stdev(errors), abs=1e-3)
             assert row["error"]["largest_abs"] == pytest.approx(max(map(abs, errors)), abs=1e-3)
-            assert row["error"]["largest_abs"] < 0.1 * float(sigma)
+            jpeg = mode == "jpeg"  # a file of which luma alone says something, and strong noise is clipped
+            assert row["error"]["largest_abs"] < (0.25 if jpeg else 0.1) * float(sigma)
             assert row["cost_db"]["mean"] == pytest.approx(statistics.mean(costs), abs=1e-3)
             assert row["cost_db"]["error"] == pytest.approx(statistics.stdev(costs) / 2**0.5, abs=1e-3)
-            assert abs(row["cost_db"]["mean"]) < 0.3 and row["seconds"] > 0
+            assert abs(row["cost_db"]["mean"]) < (2 if jpeg else 0.3) and row["seconds"] > 0
 
 
 @pytest.mark.parametrize(

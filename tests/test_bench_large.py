@@ -113,6 +113,6 @@ def test_from_a_megapixel_on_it_nearly_does():
     assert time_exponent("large", 1) <= 1.1
 
 
-@pytest.mark.xfail(strict=True, reason="missed on the quicker machine: small photos gained more than large ones")
+@pytest.mark.xfail(strict=True, reason="missed on the quicker machine, where small photos gained more than large ones")
 def test_from_a_megapixel_on_it_nearly_does_on_the_quicker_machine():
     assert time_exponent("large_amd", 1) <= 1.1

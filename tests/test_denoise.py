@@ -323,6 +323,9 @@ def test_a_folder_goes_on_where_it_stopped(tmp_path, halve, sigma):
     assert done.read_text() == "of an earlier run" and seen == ["a.png", "c.png"] * (sigma == "auto")
     assert sorted(path.name for path in (tmp_path / "clean").iterdir()) == ["a.png", "b.png", "c.png"]
     assert plan([tmp_path], tmp_path / "clean", "skip", SUFFIX) == []
+    for unknown in (False, True, "overwirte"):
+        with pytest.raises(Exception, match="overwrite"):  # by the types too, where they are checked
+            plan([tmp_path], tmp_path / "clean", unknown, SUFFIX)
 
 
 def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """The estimated level of noise: right within bounds, blind to what does not change it, and said at the command line."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from kunet.data import bundled
 from kunet.denoise import Denoiser, denoise_paths
 from kunet.evaluate import noisy_version
 from kunet.images import add_noise, to_tensor, to_uint8
-from kunet.noise import LEAST, SIDE, _basis, _clipped_variance, estimate_sigma
+from kunet.noise import LEAST, SIDE, SMOOTH, YCC, _basis, _clipped_variance, _detail, estimate_sigma
 from kunet.runs import load_weights, save_weights
 from kunet.weights import find
 
@@ -26,6 +28,40 @@ def photos():
 def test_photos(photos, sigma, mode, allowed):
     for clean in photos:
         assert estimate_sigma(noisy_version(clean, sigma, 0, mode)) == pytest.approx(sigma, rel=allowed)
+
+
+def in_file(image: torch.Tensor, **options) -> torch.Tensor:
+    file = io.BytesIO()
+    Image.fromarray(to_uint8(image)).save(file, **options)
+    return to_tensor(Image.open(file).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "JPEG", "quality": 95, "subsampling": "4:2:0"},
+        {"format": "JPEG", "quality": 95, "subsampling": "4:2:2"},
+        {"format": "WEBP", "quality": 95},
+    ],
+)
+@pytest.mark.parametrize("sigma", [8, 15, 30])
+def test_colours_that_a_file_has_smoothed_do_not_hide_the_noise(photos, options, sigma):
+    """The files that cameras and phones write; and those without noise do not seem to have any."""
+    for clean in photos:
+        assert estimate_sigma(in_file(noisy_version(clean, sigma, 0), **options)) == pytest.approx(sigma, rel=0.2)
+        assert estimate_sigma(in_file(clean, **options)) < 3
+
+
+def test_the_noise_of_luma_alone(photos):
+    """Of a photo whose colours were smoothed by something else; and colours alone say what they always said."""
+    clean = photos[0]
+    luma = torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(0))  # the same in R, G and B
+    expected = 20 * float(YCC[0].sum() / YCC[0].norm())
+    assert estimate_sigma(clean + 20 / 255 * luma) == pytest.approx(expected, rel=0.1)
+    for sigma in (1, 3, 60):
+        noisy = noisy_version(clean, sigma, 0)
+        luma, *colours = _detail(noisy)
+        assert min(colours) > 2 * SMOOTH * luma and luma * 255 == pytest.approx(sigma, rel=0.1, abs=1)
 
 
 def test_gray(photos):

@@ -61,7 +61,8 @@ def denoise(args) -> None:
     from kunet.folders import plan
 
     check_level(args.sigma)
-    plan(args.inputs, args.output, args.existing, SUFFIX)  # a wrong request costs no loading of weights
+    if not plan(args.inputs, args.output, args.existing, SUFFIX):  # a wrong request costs no loading of weights
+        return
     denoiser = _denoiser(args)
     low, high = denoiser.trained_sigma
     say = lambda line: tqdm.write(line, file=sys.stderr)  # not through a bar
@@ -96,7 +97,8 @@ def _photos(args, kind, suffix: str, mode: str = "") -> None:
     """Files and folders through a network that needs no more than the photo."""
     from kunet import folders
 
-    folders.plan(args.inputs, args.output, args.existing, suffix, mode)
+    if not folders.plan(args.inputs, args.output, args.existing, suffix, mode):
+        return
     network = kind.load(args.weights, *_options(args))
     photos = (args.inputs, args.output, network.photo, network.steps, suffix)
     _report(folders.run(*photos, args.existing, not args.quiet, mode), args)
