@@ -303,7 +303,8 @@ def command(args: argparse.Namespace) -> str:
     """What was asked for, with names in place of folders."""
     words = [f"{name}=FOLDER" for name in args.sets]
     words += ["--sigmas", *(f"{sigma:g}" for sigma in args.sigmas)]
-    words += ["--weights", *(c.name for c in args.contenders if c.ours)]
+    ours = [c.name for c in args.contenders if c.ours]
+    words += ["--weights", *ours] if ours else []
     words += ["--only", *args.only] if args.only else []
     words += ["--slow"] * args.slow + [f"--limit {args.limit}"] * bool(args.limit)
     return " ".join(["python benchmarks/denoise.py", *words])
