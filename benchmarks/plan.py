@@ -29,6 +29,7 @@ RECIPES = (
     "kunet_small_further",
     "kunet_base",
     "kunet_base_further",
+    "kunet_base_third",
     "kunet_large",
 )
 SIZE = 256  # a multiple of everything, so nothing is padded
