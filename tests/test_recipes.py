@@ -26,8 +26,8 @@ def test_released_recipes_are_these():
     assert recipes.names() == sorted(
         "dncnn ffdnet kbnet_l_blind kbnet_s_sigma50 kbnet_small kit_deblur kit_pretrain kit_sidd kmunet_denoise"
         " kmunet_drawn kunet kunet_base kunet_base_further kunet_base_third kunet_large kunet_small kunet_small_further"
-        " kunet_tiny kunet_tiny_further kunet_tiny_third kunet_tiny_fourth nafnet_derain nafnet_rain100l nafnet_reds quick"
-        " ukan_busi unet".split()
+        " kunet_tiny kunet_tiny_further kunet_tiny_third kunet_tiny_fourth nafnet_derain nafnet_rain100l nafnet_reds"
+        " quick ukan_busi unet".split()
     )
 
 
