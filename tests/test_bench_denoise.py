@@ -185,6 +185,17 @@ def test_published_figures_have_sources():
             assert set(sigmas) <= {15, 25, 50} and sorted(sigmas.values(), reverse=True) == list(sigmas.values()), name
 
 
+def test_cbm3d_at_weaker_noise_was_measured_apart_on_the_same_pictures():
+    results = ROOT / "book" / "results"
+    apart, together = (json.loads((results / f"{name}.json").read_text()) for name in ("cbm3d", "denoise"))
+    assert apart["sigmas"] == [15, 25] and apart["images"] == together["images"]
+    for name, means in apart["sets"].items():
+        assert set(means) == {"cbm3d"}
+        for sigma, row in means["cbm3d"].items():
+            assert together["sets"][name]["cbm3d"]["50"]["psnr"] < row["psnr"]
+            assert row["psnr"] < together["sets"][name]["kunet_tiny"][sigma]["psnr"] + 0.1
+
+
 @pytest.fixture
 def release(monkeypatch, tmp_path):
     """The script, releasing into a copy of the package's weights."""
