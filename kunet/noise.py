@@ -24,7 +24,7 @@ TILE, TILES, QUIET = 34, 1000, 0.3
 larger share texture passes for noise, with a smaller one noise is underestimated. Chosen on training photos."""
 SMOOTH = 1 / 4
 """The colours' level of detail over luma's below which they say nothing of the noise: near 1 where noise is white, and
-below 0.15 in files whose colours are stored at half their size."""
+below 0.15 where there is noise in files whose colours are stored at half their size."""
 YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 """R, G, B -> luma and JPEG's two colours (ITU-R BT.601)."""
 
@@ -72,7 +72,7 @@ def estimate_sigma(image: Float[Tensor, "C H W"]) -> float:
     if len(x) == 3:
         luma, *colours = _detail(x)
         if max(colours) < SMOOTH * luma:
-            return luma * LEVELS
+            return min(luma, 1.0) * LEVELS
     step = math.ceil(((height - SIDE + 1) * (width - SIDE + 1) / PATCHES) ** 0.5) | 1  # odd: not on JPEG's grid of 8
     covariance, basis = _covariance(x, step), _basis(len(x))
     sigma = min(_smallest(covariance, basis) ** 0.5, 1.0)
@@ -86,7 +86,7 @@ def _detail(x: Float[Tensor, "3 H W"]) -> list[float]:
     height, width = x.shape[1:]
     side = min(TILE, height, width)
     stride = max(side, math.ceil((height * width / TILES) ** 0.5))
-    tiles = x.unfold(1, side, stride).unfold(2, side, stride).flatten(1, 2)  # (3, N, side, side)
+    tiles = x.unfold(1, side, stride).unfold(2, side, stride).flatten(1, 2).float()  # (3, N, side, side)
     means = tiles.mean((0, 2, 3))
     y = torch.einsum("dc,cnij->dnij", YCC / YCC.norm(dim=1, keepdim=True), tiles)
     for _ in range(2):

@@ -113,8 +113,18 @@ def test_channels_and_parts_without_noise():
     assert estimate_sigma(noisy) == pytest.approx(20, rel=0.03)
 
 
+@pytest.mark.parametrize("dtype,allowed", [(torch.float64, 1e-6), (torch.float16, 0.02)])
+def test_any_float_will_do(photos, dtype, allowed):
+    noisy = noisy_version(photos[0], 25, 0)
+    luma = photos[0] + 0.1 * torch.randn(photos[0].shape[1:], generator=torch.Generator().manual_seed(0))
+    for image in (noisy, luma):
+        assert estimate_sigma(image.to(dtype)) == pytest.approx(estimate_sigma(image), rel=allowed)
+
+
 def test_what_no_noise_explains_is_at_most_255():
     assert estimate_sigma((torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) > 0.5).float()) == 255
+    luma = 3 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    assert estimate_sigma(luma + torch.tensor([0.0, 0.01, 0.02])[:, None, None]) == 255
 
 
 def test_a_large_image_is_sampled():
