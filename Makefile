@@ -5,6 +5,8 @@ READY := .venv/.ready
 # uv, where there is one, installs in a tenth of the time; it does not read pip's settings, so pass them on
 LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# figures are the same whatever matplotlib's settings and list of fonts at home are; the list may name fonts that are gone
+export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
 
 .PHONY: book test lab lint bench clean
 .DEFAULT_GOAL := help
